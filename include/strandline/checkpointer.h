@@ -1,0 +1,186 @@
+/// @file
+/// Start here: a Checkpointer saves the state of a running job in the background and restores it.
+///
+/// ```cpp
+/// auto checkpointer = strandline::Checkpointer::open("checkpoints", {.keep = 3});
+/// if (!checkpointer) return report(checkpointer.error());
+/// strandline::StateDict state{{"weights", strandline::TensorView::of(weights)}, {"epoch", epoch}};
+/// auto save = checkpointer->save(step, state);  // weights may change from here on
+/// if (save) auto outcome = save->wait_durable(30s);
+/// ```
+///
+/// The contract, line by line with its tests, stands in docs/guarantees.md.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "strandline/checkpoint.h"
+#include "strandline/error.h"
+#include "strandline/export.h"
+#include "strandline/save.h"
+#include "strandline/state_dict.h"
+#include "strandline/storage.h"
+
+namespace strandline::inline v0 {
+
+/// What save() does when staging memory is taken by earlier saves.
+enum class MemoryPolicy : std::uint8_t {
+  kWait,  ///< Wait for them, at most `memory_wait`; then the save fails with kTimeout.
+  kSkip,  ///< Skip this save; its outcome says so.
+};
+
+/// What save() does about an earlier save that failed in the background.
+enum class ErrorPolicy : std::uint8_t {
+  kWarn,   ///< Warn in the next save; fail at the third failure in a row, and in close().
+  kRaise,  ///< Fail the next save() with the earlier error, and save nothing in that call.
+};
+
+/// Options of a Checkpointer.
+struct CheckpointerOptions {
+  // ---- Behaviour ----
+
+  /// How many committed checkpoints to keep; the oldest commits go first, never before a newer one
+  /// is durable and verified. Default: all.
+  std::optional<std::uint32_t> keep;
+  ErrorPolicy on_error = ErrorPolicy::kWarn;
+  MemoryPolicy when_memory_is_full = MemoryPolicy::kWait;
+  /// Whether a checkpoint's data is read back and checked before anything older is deleted. Costs a
+  /// read of the whole checkpoint. Without it sizes, headers, rank file and manifest are read back.
+  bool verify_data = false;
+  /// Where the Checkpointer was opened, for the error of a second writer. Default: the program.
+  std::string opened_at;
+
+  // ---- Performance; the defaults fit most ----
+
+  /// The ceiling of staging memory in bytes. Below the state's size a save streams in waves: it
+  /// blocks longer, and says so. Default: two generations of the largest state seen, at most half
+  /// of what the host and its memory cgroup have free.
+  std::optional<std::uint64_t> host_bytes_max;
+  /// Threads that help the caller copy. Default: half the cores, between 1 and 8.
+  std::optional<std::uint32_t> copy_threads;
+  /// How long a save may wait for staging memory, and for a device to finish copying.
+  std::chrono::milliseconds memory_wait{std::chrono::minutes(10)};
+  /// How long close() waits for saves still running; then it cancels them and fails.
+  std::chrono::milliseconds finish_wait{std::chrono::minutes(30)};
+};
+
+/// Options of one save.
+struct SaveOptions {
+  std::map<std::string, double> metrics;  ///< Such as {"loss", 0.31}; kept in the manifest.
+  StateDict metadata;                     ///< Plain values to keep in the manifest.
+  bool overwrite = false;                 ///< Replace this step if it is committed already.
+  /// More files for the step's directory, name to content, such as `config.json`.
+  std::map<std::string, std::string> extra_files;
+  /// What the adapter took to walk the state; part of `blocked_ms` (adapters only).
+  std::chrono::nanoseconds collect_time{0};
+};
+
+/// Options of restore().
+struct RestoreOptions {
+  std::optional<std::int64_t> step;  ///< Default: the newest that verifies.
+  /// Whether a name on one side only is an error. Without it such names are left alone.
+  bool strict = true;
+  /// Read everything twice: change nothing until all of it has been verified.
+  bool verify_first = false;
+  /// Where saved tensors go that have no destination; the engine's own memory if null.
+  Allocator allocate;
+  ProgressCallback progress;
+};
+
+/// What restore() did.
+struct Restored {
+  std::int64_t step = 0;
+  /// The saved tree. Tensors with a destination view it; the others view allocated memory.
+  StateDict state;
+  /// For each tensor of `state`, the destination's tensor that it was read into, if any.
+  std::vector<std::optional<std::uint32_t>> destination;
+  std::vector<std::string> missing;     ///< Names only in the destination (`strict` off).
+  std::vector<std::string> unexpected;  ///< Names only in the checkpoint (`strict` off).
+  std::vector<std::string> warnings;    ///< Newer steps that were skipped, each with its cause.
+};
+
+/// Saves and restores the state of one job in one directory of checkpoints.
+///
+/// Thread-safety: thread-safe; saves are ordered as they were called. One Checkpointer writes a
+/// directory at a time (the lock is taken by the first save). Blocking: see each call.
+/// After a fork the child's copy is dead: its calls fail with kUnavailable.
+class STRANDLINE_EXPORT Checkpointer {
+ public:
+  /// Opens a directory, which need not exist yet. Creates nothing. Fails with kInvalidArgument.
+  [[nodiscard]] static Result<Checkpointer> open(const std::filesystem::path& directory,
+                                                 CheckpointerOptions options = {});
+  /// The same on a storage of the caller's.
+  [[nodiscard]] static Result<Checkpointer> open(std::shared_ptr<Storage> storage,
+                                                 CheckpointerOptions options = {});
+
+  /// Closes and drops what close() would have reported.
+  ~Checkpointer();
+  Checkpointer(Checkpointer&&) noexcept;
+  Checkpointer& operator=(Checkpointer&&) noexcept;
+
+  /// Saves `state` as it is now. Blocks until it is copied; what happens to it afterwards cannot
+  /// change the checkpoint. Writing goes on in the background.
+  ///
+  /// `step` means steps completed; >= 0. Fails, saving nothing, with kInvalidArgument or
+  /// kUnsupported (a tensor that cannot be saved, with its key path), kAlreadyExists (committed
+  /// already), kUnavailable (closed, or another writer), kIo, kMemoryLimit, kTimeout, or an earlier
+  /// save's error (see ErrorPolicy).
+  [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
+                                  const SaveOptions& options = {});
+
+  /// Restores the newest good checkpoint (or `options.step`) into `state`, in place: tensors are
+  /// written through their views, plain values assigned. Returns nothing if no committed
+  /// checkpoint exists. Names, shapes, dtypes, headers and the manifest are checked before anything
+  /// is changed; on damage the next older checkpoint is taken. Blocks.
+  ///
+  /// Fails with kMismatch (all missing, unexpected and different names are listed), kCorrupt (every
+  /// checkpoint is damaged; the causes and the tensors already overwritten are listed), kNotFound
+  /// (no such step), kUnsupported, kIo.
+  [[nodiscard]] Result<std::optional<Restored>> restore(StateDict& state,
+                                                        const RestoreOptions& options = {});
+
+  /// The newest committed step by sequence, and all of them, oldest commit first. Blocks (reads
+  /// manifests).
+  [[nodiscard]] Result<std::optional<std::int64_t>> latest_step() const;
+  [[nodiscard]] Result<std::vector<std::int64_t>> steps() const;
+
+  /// Waits until no save is running. Fails with kTimeout; failures of saves are not its business.
+  [[nodiscard]] Status wait_until_finished(std::chrono::milliseconds deadline) const;
+
+  /// The errors of all saves that failed in the background and were not yet raised.
+  [[nodiscard]] std::vector<Error> failures() const;
+
+  /// Finishes what is running and releases the directory. Fails with what went wrong in the
+  /// background and was not raised yet (all of it in one error), or with kTimeout. Idempotent.
+  [[nodiscard]] Status close();
+
+  [[nodiscard]] std::string path() const;
+
+  /// The fresh 128-bit id of this Checkpointer, in hex.
+  [[nodiscard]] std::string run() const;
+
+  /// Bytes of staging memory in use and mapped now.
+  [[nodiscard]] std::uint64_t host_bytes_in_use() const;
+
+ private:
+  struct Impl;
+  explicit Checkpointer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Saves one checkpoint: `path` becomes a step's directory (step 0), complete and durable when the
+/// call returns. Replaces an existing Strandline checkpoint; refuses anything else that is there
+/// (kAlreadyExists). Blocks until durable. Errors as Checkpointer::save.
+[[nodiscard]] STRANDLINE_EXPORT Status save(const std::filesystem::path& path,
+                                            const StateDict& state,
+                                            const SaveOptions& options = {});
+
+}  // namespace strandline::inline v0

@@ -1,0 +1,69 @@
+// The host memory that snapshots are taken into, under a hard ceiling.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/clock.h"
+#include "memory/host_memory.h"
+#include "strandline/error.h"
+
+namespace strandline::memory {
+
+// A page-aligned range of a Slab. Copies share it; the last holder's end gives it back. It stays
+// valid even if the Slab is gone. Thread-safety: like shared_ptr.
+class Lease {
+ public:
+  Lease() = default;
+  [[nodiscard]] std::byte* data() const;
+  [[nodiscard]] std::uint64_t bytes() const;  // What was asked for.
+  explicit operator bool() const { return range_ != nullptr; }
+
+ private:
+  friend class Slab;
+  struct Range;
+  std::shared_ptr<Range> range_;
+};
+
+// Hands out leases that never overlap. Thread-safety: thread-safe.
+class Slab {
+ public:
+  struct Options {
+    // The ceiling of mapped bytes. Not given: raised as states grow (see adapt()), never above half
+    // of what was free then.
+    std::optional<std::uint64_t> host_bytes_max;
+    // How to ask for free memory; tests replace it.
+    std::function<Result<HostMemory>()> host_memory = [] { return read_host_memory(); };
+  };
+
+  explicit Slab(Options options);
+  ~Slab();
+  Slab(const Slab&) = delete;
+  Slab& operator=(const Slab&) = delete;
+
+  // Without a fixed ceiling: raises it to two generations of `state_bytes`, at most half of what
+  // host and cgroup have free (what the slab has mapped already counts as free).
+  [[nodiscard]] Status adapt(std::uint64_t state_bytes);
+
+  // One lease per size, all or none, in order. Where memory is taken by leases still held, waits
+  // for them until `deadline` (a deadline in the past: does not wait) and then fails with kTimeout.
+  // Fails at once with kMemoryLimit if the sizes could never fit under the ceiling, or if host or
+  // cgroup have too little free to grow (both figures are named).
+  [[nodiscard]] Result<std::vector<Lease>> lease(std::span<const std::uint64_t> sizes,
+                                                 base::Clock::Instant deadline);
+
+  [[nodiscard]] std::uint64_t host_bytes_max() const;
+  [[nodiscard]] std::uint64_t bytes_mapped() const;
+  [[nodiscard]] std::uint64_t bytes_in_use() const;  // Of leases, rounded up to pages.
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace strandline::memory

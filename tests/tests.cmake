@@ -1,0 +1,1 @@
+# Tests that are not gtest cases: checks of the tree, programs run from outside.
