@@ -152,7 +152,11 @@ class STRANDLINE_EXPORT Structure {
   [[nodiscard]] std::optional<std::uint32_t> find(std::string_view path) const;
 
  private:
+  friend class StateDict;
   friend class StateDictBuilder;
+  Structure();  // An empty dict.
+  void compute_hash();
+
   std::vector<Node> nodes_;
   std::vector<Tensor> tensors_;
   std::uint32_t value_count_ = 0;
@@ -237,6 +241,8 @@ class STRANDLINE_EXPORT StateDictBuilder {
   [[nodiscard]] Result<StateDict> finish();
 
  private:
+  [[nodiscard]] Status add_node(Key key, NodeKind kind, bool metadata);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
