@@ -17,11 +17,11 @@ namespace strandline::format {
 
 inline constexpr std::string_view kManifestName = "manifest.json";
 
-// A manifest describes a million tensors in about 150 MB less than this would need to be broken;
-// a larger file is not one of ours.
+// Half a million tensors fit; a larger file is not one of ours, and none larger is written.
 inline constexpr std::uint64_t kManifestBytesMax = 64ull << 20;
 
-// Nesting of JSON containers; a tree of kStateDepthMax levels takes three JSON levels each.
+// Nesting of JSON containers: a tree of kStateDepthMax levels takes three JSON levels each, which
+// leaves sixty for a plain value in it.
 inline constexpr std::uint32_t kManifestJsonDepthMax = 256;
 
 // One piece of a tensor in one shard: `shape` elements at `offset`.
@@ -50,8 +50,12 @@ struct Manifest {
   std::vector<TensorEntry> entries;  // One per tensor of the tree.
 };
 
-// The file's content, digest included.
-[[nodiscard]] std::string write_manifest(const Manifest& manifest);
+// The file's content, digest included; info.bytes and the format version in it are not looked at.
+// Fails with kUnsupported, naming the key path where there is one, on what would give a manifest
+// that nobody can read: text that is not UTF-8, plain values nested beyond kValueDepthMax, tensors
+// in the metadata, more than kManifestBytesMax in all. REQUIRES: otherwise what parse_manifest
+// checks.
+[[nodiscard]] Result<std::string> write_manifest(const Manifest& manifest);
 
 // Checks the digest, then parses. Fails with kCorrupt (damaged, hostile, or not a manifest) or
 // kUnsupported (a newer major version or an unknown requirement). Also checked: file names match
