@@ -20,8 +20,9 @@ struct HostMemory {
 };
 
 // Reads /proc/meminfo and every level of the process's memory cgroup (v2 `memory.max` and
-// `memory.current`, v1 `memory.limit_in_bytes` and `memory.usage_in_bytes`). `root` stands for "/"
-// in tests. What cannot be read counts as unlimited; meminfo must be readable.
+// `memory.current`, v1 `memory.limit_in_bytes` and `memory.usage_in_bytes`; page cache that can be
+// dropped counts as free). `root` stands for "/" in tests. What cannot be read counts as unlimited;
+// meminfo must be readable. Thread-safe; blocks for some small reads of /proc.
 [[nodiscard]] Result<HostMemory> read_host_memory(const std::filesystem::path& root = "/");
 
 }  // namespace strandline::memory

@@ -15,19 +15,25 @@
 
 namespace strandline::memory {
 
+// Leases begin at a multiple of this and take whole multiples of it: pages, and the unit of direct
+// I/O.
+inline constexpr std::uint64_t kPageBytes = 4096;
+
+class Arena;        // The slab's own state, shared by its leases; in slab.cc.
+class LeasedRange;  // Likewise.
+
 // A page-aligned range of a Slab. Copies share it; the last holder's end gives it back. It stays
 // valid even if the Slab is gone. Thread-safety: like shared_ptr.
 class Lease {
  public:
   Lease() = default;
-  [[nodiscard]] std::byte* data() const;
+  [[nodiscard]] std::byte* data() const;      // Null for a lease of no bytes.
   [[nodiscard]] std::uint64_t bytes() const;  // What was asked for.
   explicit operator bool() const { return range_ != nullptr; }
 
  private:
   friend class Slab;
-  struct Range;
-  std::shared_ptr<Range> range_;
+  std::shared_ptr<const LeasedRange> range_;
 };
 
 // Hands out leases that never overlap. Thread-safety: thread-safe.
@@ -47,13 +53,15 @@ class Slab {
   Slab& operator=(const Slab&) = delete;
 
   // Without a fixed ceiling: raises it to two generations of `state_bytes`, at most half of what
-  // host and cgroup have free (what the slab has mapped already counts as free).
+  // host and cgroup have free (what the slab has mapped already counts as free). It never sinks.
+  // Fails only if free memory cannot be read.
   [[nodiscard]] Status adapt(std::uint64_t state_bytes);
 
   // One lease per size, all or none, in order. Where memory is taken by leases still held, waits
   // for them until `deadline` (a deadline in the past: does not wait) and then fails with kTimeout.
   // Fails at once with kMemoryLimit if the sizes could never fit under the ceiling, or if host or
-  // cgroup have too little free to grow (both figures are named).
+  // cgroup have too little free for it even when every lease has come back (both figures are
+  // named). Which of several waiters is served first is not defined.
   [[nodiscard]] Result<std::vector<Lease>> lease(std::span<const std::uint64_t> sizes,
                                                  base::Clock::Instant deadline);
 
@@ -62,8 +70,7 @@ class Slab {
   [[nodiscard]] std::uint64_t bytes_in_use() const;  // Of leases, rounded up to pages.
 
  private:
-  struct Impl;
-  std::shared_ptr<Impl> impl_;
+  const std::shared_ptr<Arena> arena_;
 };
 
 }  // namespace strandline::memory

@@ -1,0 +1,350 @@
+// The slab's promises: leases never overlap, mapped memory never exceeds the ceiling, whoever waits
+// is woken, and fragmentation never makes a request fail that fits.
+
+#include "memory/slab.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <latch>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "base/checked_math.h"
+
+namespace strandline::memory {
+namespace {
+
+using base::Clock;
+
+constexpr std::uint64_t kMiB = 1 << 20;
+constexpr Clock::Instant kDoNotWait{};  // Long ago.
+
+Clock::Instant soon() {  // Long enough for a slow machine; tests end before it.
+  return std::chrono::steady_clock::now() + std::chrono::seconds(60);
+}
+
+Slab::Options ceiling(std::uint64_t bytes) {
+  Slab::Options options;
+  options.host_bytes_max = bytes;
+  return options;
+}
+
+Slab::Options with_free_memory(std::function<std::uint64_t()> host,
+                               std::optional<std::uint64_t> bytes_max = std::nullopt) {
+  Slab::Options options;
+  options.host_bytes_max = bytes_max;
+  options.host_memory = [host = std::move(host)]() -> Result<HostMemory> {
+    return HostMemory{.host_bytes_free = host(), .cgroup_bytes_free = 77 * kMiB, .cgroup = "/job"};
+  };
+  return options;
+}
+
+Result<std::vector<Lease>> lease(Slab& slab, std::vector<std::uint64_t> sizes,
+                                 Clock::Instant deadline = kDoNotWait) {
+  return slab.lease(sizes, deadline);
+}
+
+// Every word of the lease says whose it is.
+void stamp(const Lease& lease, std::uint64_t mark) {
+  for (std::uint64_t at = 0; at + 8 <= lease.bytes(); at += 512) {
+    const std::uint64_t word = mark * 1'000'003 + at;
+    std::memcpy(lease.data() + at, &word, 8);
+  }
+}
+bool stamped(const Lease& lease, std::uint64_t mark) {
+  for (std::uint64_t at = 0; at + 8 <= lease.bytes(); at += 512) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, lease.data() + at, 8);
+    if (word != mark * 1'000'003 + at) return false;
+  }
+  return true;
+}
+
+TEST(Slab, LeasesArePageAlignedAndHaveTheSizesAskedFor) {
+  Slab slab(ceiling(kMiB));
+  const auto leases = lease(slab, {1, 4096, 4097, 100'000});
+  ASSERT_TRUE(leases);
+  ASSERT_EQ(leases->size(), 4u);
+  EXPECT_EQ((*leases)[2].bytes(), 4097u);
+  for (const Lease& each : *leases) {
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(each.data()) % kPageBytes, 0u);
+  }
+  EXPECT_EQ(slab.bytes_in_use(), 4096u + 4096 + 8192 + 102'400);
+}
+
+TEST(Slab, ALeaseOfNoBytesIsValidAndCostsNothing) {
+  Slab slab(ceiling(0));
+  const auto leases = lease(slab, {0, 0});
+  ASSERT_TRUE(leases);
+  EXPECT_TRUE((*leases)[0]);
+  EXPECT_EQ((*leases)[0].bytes(), 0u);
+  EXPECT_EQ(slab.bytes_mapped(), 0u);
+  EXPECT_FALSE(Lease());
+}
+
+TEST(Slab, LeasesNeverOverlapWhateverTheOrderOfReturns) {
+  constexpr std::uint64_t kCeiling = 8 * kMiB;
+  Slab slab(ceiling(kCeiling));
+  std::mt19937_64 random(20240607);
+  std::vector<std::pair<Lease, std::uint64_t>> live;
+  std::uint64_t mark = 0;
+  std::size_t refused = 0;
+  for (int round = 0; round < 4000; ++round) {
+    std::vector<std::uint64_t> sizes(1 + random() % 4);
+    for (auto& size : sizes) size = random() % (random() % 8 == 0 ? 2 * kMiB : 64 * 1024);
+    std::uint64_t total = 0;
+    for (const auto size : sizes) total += base::round_up(size, kPageBytes);
+    const bool fits = slab.bytes_in_use() + total <= kCeiling;
+    auto leases = lease(slab, sizes);
+    ASSERT_EQ(leases.has_value(), fits) << "round " << round;
+    ASSERT_LE(slab.bytes_mapped(), kCeiling);
+    if (!leases) {
+      ++refused;
+      ASSERT_EQ(leases.error().code, ErrorCode::kTimeout);
+    } else {
+      for (Lease& each : *leases) {
+        for (const auto& [other, other_mark] : live) {
+          const bool apart = each.data() + each.bytes() <= other.data() ||
+                             other.data() + other.bytes() <= each.data();
+          ASSERT_TRUE(apart || each.bytes() == 0 || other.bytes() == 0) << "round " << round;
+        }
+        stamp(each, ++mark);
+        live.emplace_back(std::move(each), mark);
+      }
+    }
+    while (!live.empty() && random() % 3 != 0) {
+      const std::size_t victim = random() % live.size();
+      ASSERT_TRUE(stamped(live[victim].first, live[victim].second)) << "round " << round;
+      std::swap(live[victim], live.back());
+      live.pop_back();
+    }
+  }
+  for (const auto& [each, each_mark] : live) EXPECT_TRUE(stamped(each, each_mark));
+  EXPECT_GT(refused, 0u) << "the ceiling was never reached: the test tests little";
+}
+
+TEST(Slab, ThreadsNeverGetTheSameMemoryAndAllAreServed) {
+  constexpr std::uint64_t kCeiling = kMiB;
+  Slab slab(ceiling(kCeiling));
+  std::atomic<bool> intact = true;
+  std::vector<std::thread> threads;
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    threads.emplace_back([&, id] {
+      std::mt19937_64 random(id);
+      for (std::uint64_t round = 0; round < 300; ++round) {
+        const std::vector<std::uint64_t> sizes = {random() % (kCeiling / 4), random() % 20'000};
+        const auto leases = slab.lease(sizes, soon());
+        if (!leases || slab.bytes_mapped() > kCeiling) {
+          intact = false;
+          return;
+        }
+        for (const Lease& each : *leases) stamp(each, id * 1000 + round);
+        const Lease copy = (*leases)[0];
+        for (const Lease& each : *leases) intact = intact && stamped(each, id * 1000 + round);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_TRUE(intact);
+  EXPECT_EQ(slab.bytes_in_use(), 0u);
+}
+
+TEST(Slab, AWaiterIsWokenByTheReturnOfALease) {
+  Slab slab(ceiling(kMiB));
+  auto held = lease(slab, {kMiB});
+  ASSERT_TRUE(held);
+  std::latch started(1);
+  std::thread waiter([&] {
+    started.count_down();
+    EXPECT_TRUE(lease(slab, {kMiB / 2}, soon()));
+  });
+  started.wait();
+  held->clear();
+  waiter.join();
+}
+
+TEST(Slab, AFullSlabTimesOutAndSaysWhoHoldsTheMemory) {
+  Slab slab(ceiling(kMiB));
+  const auto held = lease(slab, {kMiB});
+  const auto refused =
+      lease(slab, {4096}, std::chrono::steady_clock::now() + std::chrono::milliseconds(5));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kTimeout);
+  EXPECT_NE(refused.error().message.find("hold 1048576 of 1048576"), std::string::npos);
+}
+
+TEST(Slab, SeveralSizesAreGivenAllOrNone) {
+  Slab slab(ceiling(kMiB));
+  const auto held = lease(slab, {kMiB / 2});
+  const std::uint64_t before = slab.bytes_in_use();
+  EXPECT_FALSE(lease(slab, {4096, kMiB / 2}));
+  EXPECT_EQ(slab.bytes_in_use(), before);
+  EXPECT_TRUE(lease(slab, {4096, kMiB / 2 - 4096}));
+}
+
+TEST(Slab, WhatCanNeverFitIsRefusedAtOnce) {
+  Slab slab(ceiling(kMiB));
+  const auto refused = lease(slab, {kMiB, 1}, soon());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
+  EXPECT_EQ(lease(slab, {~0ull}, soon()).error().code, ErrorCode::kMemoryLimit);
+  EXPECT_EQ(lease(slab, {~0ull / 2, ~0ull / 2, 8192}, soon()).error().code,
+            ErrorCode::kMemoryLimit);
+}
+
+TEST(Slab, GenerationsOfAlternatingSizesAlwaysFitUnderACeilingOfTwo) {
+  const std::vector<std::uint64_t> one = {3 * kMiB, kMiB, 5 * kMiB + 4096, 4096};
+  const std::vector<std::uint64_t> two = {kMiB / 2, 4 * kMiB, 4 * kMiB, kMiB / 2 + 8192};
+  std::uint64_t total = 0;
+  for (const auto size : one) total += size;
+  Slab slab(ceiling(2 * total));
+  std::vector<std::vector<Lease>> held;
+  for (int generation = 0; generation < 100; ++generation) {
+    if (held.size() == 2) held.erase(held.begin() + generation % 2);
+    auto leases = lease(slab, generation % 3 == 0 ? one : two);
+    ASSERT_TRUE(leases) << "generation " << generation;
+    held.push_back(*std::move(leases));
+    ASSERT_LE(slab.bytes_mapped(), 2 * total);
+  }
+}
+
+TEST(Slab, ScatteredHolesDoNotKeepAFittingRequestFromSucceeding) {
+  Slab slab(ceiling(64 * 4096));
+  auto pages = lease(slab, std::vector<std::uint64_t>(64, 4096));
+  ASSERT_TRUE(pages);
+  std::vector<Lease> kept;
+  for (std::size_t i = 0; i < 64; i += 2) kept.push_back((*pages)[i]);
+  pages->clear();  // 32 holes of a page each.
+  const auto whole = lease(slab, {32 * 4096});
+  ASSERT_TRUE(whole);
+  EXPECT_EQ(slab.bytes_mapped(), 64u * 4096);
+}
+
+TEST(Slab, RepeatedGenerationsUseTheSamePagesAgain) {
+  int questions = 0;
+  Slab slab(with_free_memory(
+      [&] {
+        ++questions;
+        return 100 * kMiB;
+      },
+      10 * kMiB));
+  const std::vector<std::uint64_t> sizes = {kMiB, 3 * kMiB, 4096};
+  std::vector<Lease> first = lease(slab, sizes).value();
+  std::vector<Lease> second = lease(slab, sizes).value();
+  const std::uint64_t mapped = slab.bytes_mapped();
+  const int asked = questions;
+  for (int i = 0; i < 50; ++i) {
+    first = {};
+    first = lease(slab, sizes).value();
+    second = {};
+    second = lease(slab, sizes).value();
+  }
+  EXPECT_EQ(slab.bytes_mapped(), mapped);
+  EXPECT_EQ(questions, asked) << "memory was mapped again";
+}
+
+TEST(Slab, ALeaseOutlivesItsSlab) {
+  auto slab = std::make_unique<Slab>(ceiling(kMiB));
+  std::vector<Lease> leases = lease(*slab, {kMiB / 2, kMiB / 4}).value();
+  stamp(leases[0], 7);
+  slab.reset();
+  stamp(leases[1], 8);
+  EXPECT_TRUE(stamped(leases[0], 7));
+}
+
+TEST(Slab, TheDefaultCeilingIsTwoGenerationsAndNeverSinks) {
+  Slab slab(with_free_memory([] { return 60 * kMiB; }));
+  EXPECT_EQ(slab.host_bytes_max(), 0u);
+  ASSERT_TRUE(slab.adapt(10 * kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), 20 * kMiB);
+  ASSERT_TRUE(slab.adapt(kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), 20 * kMiB);
+}
+
+TEST(Slab, TheDefaultCeilingIsAtMostHalfOfWhatIsFreeOrMappedAlready) {
+  std::uint64_t host = 60 * kMiB;
+  Slab slab(with_free_memory([&] { return host; }));
+  ASSERT_TRUE(slab.adapt(100 * kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), 30 * kMiB);
+  const auto held = lease(slab, {20 * kMiB});
+  ASSERT_TRUE(held);
+  host = 50 * kMiB;
+  ASSERT_TRUE(slab.adapt(100 * kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), 35 * kMiB);
+}
+
+TEST(Slab, AFixedCeilingIsNotAdapted) {
+  Slab slab(ceiling(kMiB));
+  ASSERT_TRUE(slab.adapt(100 * kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), kMiB);
+}
+
+TEST(Slab, GrowthBeyondFreeMemoryIsRefusedWithBothFigures) {
+  Slab slab(with_free_memory([] { return 3 * kMiB; }, 100 * kMiB));
+  const auto refused = lease(slab, {4 * kMiB}, soon());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
+  EXPECT_NE(refused.error().message.find(std::to_string(3 * kMiB)), std::string::npos);
+  EXPECT_NE(refused.error().message.find("/job has " + std::to_string(77 * kMiB)),
+            std::string::npos);
+  EXPECT_EQ(slab.bytes_mapped(), 0u);
+}
+
+TEST(Slab, WithTooLittleFreeMemoryAWaiterGetsWhatEarlierLeasesGiveBack) {
+  std::uint64_t host = 100 * kMiB;
+  Slab slab(with_free_memory([&] { return host; }, 100 * kMiB));
+  auto held = lease(slab, {4 * kMiB});
+  host = kMiB;
+  EXPECT_EQ(lease(slab, {4 * kMiB}).error().code, ErrorCode::kTimeout);
+  EXPECT_EQ(lease(slab, {6 * kMiB}, soon()).error().code, ErrorCode::kMemoryLimit);
+  held->clear();
+  EXPECT_TRUE(lease(slab, {4 * kMiB}));
+  EXPECT_TRUE(lease(slab, {5 * kMiB})) << "4 MiB free, of which none fits, and 1 MiB to grow";
+}
+
+TEST(Slab, UnreadableFreeMemoryIsReported) {
+  Slab::Options options;
+  options.host_memory = []() -> Result<HostMemory> {
+    return failure(ErrorCode::kIo, "no meminfo");
+  };
+  Slab slab(std::move(options));
+  EXPECT_EQ(slab.adapt(1).error().message, "no meminfo");
+}
+
+TEST(Slab, MemoryThatTheKernelRefusesIsAnErrorAndLosesNothing) {
+  Slab slab(with_free_memory([] { return 1ull << 62; }, 1ull << 61));
+  const auto refused = lease(slab, {4096, 1ull << 60});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
+  EXPECT_NE(refused.error().system_errno, 0);
+  EXPECT_EQ(slab.bytes_in_use(), 0u);
+  EXPECT_TRUE(lease(slab, {4096}));
+}
+
+TEST(Slab, AForkedChildLeavesTheParentsSlabAlone) {
+  auto slab = std::make_unique<Slab>(ceiling(kMiB));
+  std::vector<Lease> leases = lease(*slab, {4096}).value();
+  stamp(leases[0], 3);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    leases.clear();
+    slab.reset();
+    ::_exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_TRUE(stamped(leases[0], 3));
+}
+
+}  // namespace
+}  // namespace strandline::memory
