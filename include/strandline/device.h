@@ -23,7 +23,8 @@ using Completion = std::function<void(Status)>;
 /// Both calls name a range of the tensor's bytes *in row-major order* (strides, expansion and the
 /// conjugate and negative bits resolved): [first_byte, first_byte + host.size()).
 ///
-/// Thread-safety: thread-safe. Ownership: both memories must stay valid until the completion.
+/// Thread-safety: thread-safe. Ownership: both memories must stay valid until the completion; the
+/// TensorView itself only until the call returns.
 /// Blocking: the host device completes before it returns; others return at once.
 class STRANDLINE_EXPORT Device {
  public:

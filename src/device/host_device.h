@@ -5,6 +5,12 @@
 
 namespace strandline::device {
 
+// Copies any strided view, in either direction, with its conjugate and negative bits resolved.
+//
+// Fails with kInvalidArgument where the range is not inside the tensor, or a destination is not
+// writable or shows one element twice; with kUnsupported for a packed type that is not row-major
+// and for a negative view of a type without a sign. A failed copy has moved nothing.
+// Thread-safety: thread-safe, no state.
 class HostDevice final : public Device {
  public:
   [[nodiscard]] std::string_view kind() const override { return "host"; }

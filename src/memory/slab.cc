@@ -245,8 +245,8 @@ bool Arena::map_missing(const std::vector<std::uint64_t>& sizes, std::vector<std
         ::mmap(nullptr, sizes[i], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {
       const int error = errno;
-      refusal = base::system_error(
-          "map " + std::to_string(sizes[i]) + " bytes of staging memory for", "snapshot", error);
+      refusal = base::system_error("map " + std::to_string(sizes[i]) + " bytes of",
+                                   "staging memory", error);
       refusal->code = ErrorCode::kMemoryLimit;
       refusal->path.clear();
       return false;

@@ -320,7 +320,11 @@ TEST(Slab, UnreadableFreeMemoryIsReported) {
 }
 
 TEST(Slab, MemoryThatTheKernelRefusesIsAnErrorAndLosesNothing) {
-  Slab slab(with_free_memory([] { return 1ull << 62; }, 1ull << 61));
+  Slab::Options options = ceiling(1ull << 61);
+  options.host_memory = []() -> Result<HostMemory> {
+    return HostMemory{.host_bytes_free = 1ull << 62, .cgroup_bytes_free = 1ull << 62, .cgroup = {}};
+  };
+  Slab slab(std::move(options));
   const auto refused = lease(slab, {4096, 1ull << 60});
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
