@@ -9,9 +9,9 @@ cd -- "$root"
 say() { printf '== %s\n' "$*"; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
-# part NAME COMMAND...: runs one part of a longer check and remembers how it went. A failed part does
-# not stop those after it; `summary` makes the whole fail. Sets part_ok to 1 or 0. Call it as a plain
-# command: inside `if` or before `||`, bash would not stop the part at its first failing command.
+# part NAME COMMAND...: runs one part of a longer check and remembers how it went. A failed part
+# does not stop those after it; `summary` makes the whole fail. Sets part_ok to 1 or 0. Call it as a
+# plain command: inside `if` or before `||`, bash would go on after a failing command of the part.
 parts=()
 parts_failed=0
 part() {

@@ -1,1 +1,19 @@
 # Tests that are not gtest cases: checks of the tree, programs run from outside.
+
+add_test(NAME Tree.IsTidy
+  COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tools/tidy.py ${PROJECT_SOURCE_DIR})
+add_test(NAME Tree.TidyFindsEachViolation
+  COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tools/tidy_test.py)
+
+# What a user of the library does: find_package on an installed one, and add_subdirectory.
+add_test(NAME Packaging.AnInstalledLibraryIsFoundAndUsed
+  COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DBUILD=${PROJECT_BINARY_DIR}
+    -DCOMPILER=${CMAKE_CXX_COMPILER} -DFLAGS=${CMAKE_CXX_FLAGS} -DGENERATOR=${CMAKE_GENERATOR}
+    -P ${PROJECT_SOURCE_DIR}/tests/packaging/installed.cmake)
+add_test(NAME Packaging.ASubdirectoryKeepsToItself
+  COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DBUILD=${PROJECT_BINARY_DIR}
+    -DCOMPILER=${CMAKE_CXX_COMPILER} -DGENERATOR=${CMAKE_GENERATOR}
+    -P ${PROJECT_SOURCE_DIR}/tests/packaging/subdirectory.cmake)
+set_tests_properties(Tree.IsTidy Tree.TidyFindsEachViolation
+  Packaging.AnInstalledLibraryIsFoundAndUsed Packaging.ASubdirectoryKeepsToItself
+  PROPERTIES TIMEOUT 300)

@@ -17,8 +17,8 @@ set_target_properties(_core PROPERTIES
   VISIBILITY_INLINES_HIDDEN ON
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/module)
 
-# The stub is read off the module that was just built, which is imported alone: _core must not import
-# the Python files of the package while it initialises.
+# The stub is read off the module that was just built, which is imported alone: _core must not
+# import the Python files of the package while it initialises.
 nanobind_add_stub(strandline_stub
   MODULE _core
   PYTHON_PATH ${CMAKE_CURRENT_BINARY_DIR}/module
