@@ -20,5 +20,4 @@ foreach(path ${exported})
   endif()
 endforeach()
 
-execute_process(COMMAND ${work}/prefix/bin/strandline ls ${work} --json OUTPUT_VARIABLE listing)
 execute_process(COMMAND ${work}/prefix/bin/strandline verify ${work}/checkpoint ${run})
