@@ -1,7 +1,8 @@
 // A program of somebody else's: saves an array to the path it is given and loads it again.
+#include <strandline/checkpointer.h>
+
 #include <cstdio>
 #include <cstring>
-#include <strandline/checkpointer.h>
 #include <vector>
 
 int main(int argc, char** argv) {
