@@ -172,6 +172,7 @@ class STRANDLINE_EXPORT Checkpointer {
 
  private:
   struct Impl;
+  friend struct CheckpointerAccess;  // For tests of the engine, which inject its parts.
   explicit Checkpointer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,0 +1,42 @@
+// Reads a storage: which steps are committed, which is newest, how they descend from each other.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "strandline/checkpoint.h"
+#include "strandline/storage.h"
+
+namespace strandline::checkpoint {
+
+class Catalog {
+ public:
+  // Reads every step's manifest. A step that was moved aside while it was being replaced counts
+  // where the step itself is absent. Unreadable steps come first, then by sequence. Blocks.
+  [[nodiscard]] static Result<Catalog> read(Storage& storage);
+
+  // Unreadable ones first, then oldest commit first.
+  [[nodiscard]] const std::vector<StepEntry>& entries() const { return entries_; }
+
+  // The entry of a step; null if there is none.
+  [[nodiscard]] const StepEntry* find(std::int64_t step) const;
+  [[nodiscard]] const StepEntry* find_sequence(std::uint64_t sequence) const;
+
+  // 0 without a readable step.
+  [[nodiscard]] std::uint64_t highest_sequence() const;
+
+  // Whether `sequence` may be an ancestor of `descendant`, or is it. Where the chain of parents is
+  // broken because an ancestor was pruned, everything older counts as an ancestor: what cannot be
+  // proven abandoned is not given up.
+  [[nodiscard]] bool is_ancestor(std::uint64_t sequence, std::uint64_t descendant) const;
+
+ private:
+  std::vector<StepEntry> entries_;
+};
+
+// Reads only the manifest of an open step. `info.bytes` is the sum of all its files.
+[[nodiscard]] Result<CheckpointInfo> read_info(ReadableDirectory& directory);
+
+}  // namespace strandline::checkpoint

@@ -1,0 +1,263 @@
+// The facade. From save() to the disk:
+//
+//   Checkpointer::save -> Snapshotter::take            on the caller's thread, which is blocked
+//     -> [Pipeline] ShardWriter::run                   on the pipeline's thread
+//     -> Committer::commit -> Storage::publish
+//
+// The pipeline gets the snapshot as soon as it is planned, so that writing begins while the rest is
+// still being copied; a state larger than the memory ceiling depends on that.
+
+#include "strandline/checkpointer.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <utility>
+
+#include "base/fork.h"
+#include "base/mutex.h"
+#include "base/result_macros.h"
+#include "checkpoint/committer.h"
+#include "checkpoint/environment.h"
+#include "checkpoint/pipeline.h"
+#include "checkpoint/restorer.h"
+#include "checkpoint/save_record.h"
+#include "checkpoint/state_check.h"
+#include "staging/snapshotter.h"
+
+namespace strandline::inline v0 {
+
+struct Checkpointer::Impl {
+  Impl(std::shared_ptr<Storage> storage, CheckpointerOptions given, std::string run_id,
+       checkpoint::Environment environment)
+      : options(std::move(given)),
+        run(std::move(run_id)),
+        parts(std::move(environment)),
+        store(std::move(storage)),
+        snapshotter({.slab = {.host_bytes_max = options.host_bytes_max}}, *parts.devices,
+                    parts.copy_workers.get(), *parts.clock),
+        committer(store, options, run, *parts.clock),
+        pipeline(committer, parts.pipeline, parts.clock, options.memory_wait) {}
+
+  // Fails in a forked child and after close().
+  [[nodiscard]] Status check_usable() const {
+    if (base::fork_generation() != fork_generation) {
+      return failure(ErrorCode::kUnavailable,
+                     "this Checkpointer belongs to the process that forked; open one in the child");
+    }
+    if (closed.load()) return failure(ErrorCode::kUnavailable, "the Checkpointer was closed");
+    return {};
+  }
+
+  [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
+                                  const SaveOptions& save_options);
+  // `submitted` says whether the pipeline has the save: then it ends the record.
+  [[nodiscard]] Status stage(const std::shared_ptr<Save::Record>& record, const StateDict& state,
+                             const SaveOptions& save_options, bool& submitted);
+  [[nodiscard]] Status close();
+
+  // Constant after construction.
+  const CheckpointerOptions options;
+  const std::string run;
+  const checkpoint::Environment parts;
+  const std::shared_ptr<Storage> store;
+  const std::uint64_t fork_generation = base::fork_generation();
+
+  staging::Snapshotter snapshotter;
+  checkpoint::Committer committer;
+  checkpoint::Pipeline pipeline;
+
+  base::Mutex save_mutex;  // Orders saves as they were called, and close() after them.
+  std::atomic<bool> closed{false};
+};
+
+Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
+                                 const StateDict& state, const SaveOptions& save_options,
+                                 bool& submitted) {
+  const base::Clock::Instant begun = parts.clock->now();
+  const bool wait = options.when_memory_is_full == MemoryPolicy::kWait;
+  const auto deadline = base::deadline_after(begun, options.memory_wait);
+  STRANDLINE_RETURN_IF_ERROR(pipeline.admit(wait ? deadline : begun));
+  const double admitted_ms = base::milliseconds_between(begun, parts.clock->now());
+
+  staging::TakeOptions take;
+  take.deadline = deadline;
+  take.wait_for_memory = wait;
+  take.started = [&](std::shared_ptr<staging::Snapshot> snapshot) -> Status {
+    record->attach(snapshot);
+    if (snapshot->in_waves()) {
+      record->warn(
+          fmt::format("the state ({} bytes) is larger than host_bytes_max ({} bytes): it "
+                      "was streamed in {} waves, which blocks longer",
+                      snapshot->plan().file_bytes(), snapshotter.slab().host_bytes_max(),
+                      snapshot->segments().size()));
+    }
+    pipeline.submit({record, std::move(snapshot), checkpoint::without_memory(state), save_options});
+    submitted = true;
+    return {};
+  };
+  staging::TakeTimings timings;
+  const auto snapshot = snapshotter.take(state, take, &timings);
+  record->change_timings([&](Timings& all) {
+    all.plan_ms = timings.plan_ms;
+    all.wait_ms = timings.wait_ms + admitted_ms;
+    all.copy_ms = timings.copy_ms;
+  });
+  if (!submitted) pipeline.dismiss();
+  if (submitted && !snapshot) record->set_raised();  // save() gives the error to the caller.
+  STRANDLINE_RETURN_IF_ERROR(snapshot);
+  return {};
+}
+
+Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
+                                      const SaveOptions& save_options) {
+  auto record = std::make_shared<Save::Record>(step, parts.clock);
+  record->change_timings([&](Timings& timings) {
+    timings.collect_ms =
+        std::chrono::duration<double, std::milli>(save_options.collect_time).count();
+  });
+  base::MutexLock lock(save_mutex);
+  STRANDLINE_RETURN_IF_ERROR(check_usable());
+  STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(step, state, save_options));
+  STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
+                              pipeline.review_failures(options.on_error));
+  STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> more,
+                              committer.prepare(step, save_options.overwrite));
+  for (std::string& warning : warnings) record->warn(std::move(warning));
+  for (std::string& warning : more) record->warn(std::move(warning));
+
+  bool submitted = false;
+  Status staged = stage(record, state, save_options, submitted);
+  record->staged(staged, record->called());
+  if (staged) return Save(std::move(record));
+  if (submitted) return failure(std::move(staged).error());
+  committer.release(step);
+  if (options.when_memory_is_full == MemoryPolicy::kSkip &&
+      staged.error().code == ErrorCode::kTimeout) {
+    record->end({Outcome::Kind::kSkipped, std::move(staged).error()});
+    return Save(std::move(record));
+  }
+  return failure(std::move(staged).error());
+}
+
+Status Checkpointer::Impl::close() {
+  {
+    base::MutexLock lock(save_mutex);
+    closed.store(true);
+  }
+  // Waits are real time, whatever clock the engine runs on.
+  const auto now = std::chrono::steady_clock::now();
+  if (Status idle = pipeline.wait_until_idle(base::deadline_after(now, options.finish_wait));
+      !idle) {
+    pipeline.cancel_all();
+    return failure(ErrorCode::kTimeout,
+                   fmt::format("{} after {:.0f} s; they were cancelled", idle.error().message,
+                               std::chrono::duration<double>(options.finish_wait).count()));
+  }
+  committer.unlock();
+  const std::vector<Error> errors = pipeline.failures(true);
+  if (errors.empty()) return {};
+  Error error = errors.back();
+  error.message.clear();
+  for (const Error& each : errors) {
+    error.message += (error.message.empty() ? "" : "; ") + each.text();
+  }
+  error.cause.reset();
+  return failure(std::move(error));
+}
+
+Checkpointer::Checkpointer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Checkpointer::Checkpointer(Checkpointer&&) noexcept = default;
+Checkpointer& Checkpointer::operator=(Checkpointer&& other) noexcept {
+  std::swap(impl_, other.impl_);
+  return *this;
+}
+
+Checkpointer::~Checkpointer() {
+  if (!impl_) return;
+  if (base::fork_generation() != impl_->fork_generation) {
+    static_cast<void>(impl_.release());  // A forked child: its locks and threads are not ours.
+    return;
+  }
+  static_cast<void>(impl_->close());
+  // What close() cancelled may still be inside a system call; its memory must outlive that.
+  static_cast<void>(impl_->pipeline.wait_until_idle(base::Clock::Instant::max()));
+}
+
+Result<Checkpointer> CheckpointerAccess::open(std::shared_ptr<Storage> storage,
+                                              CheckpointerOptions options,
+                                              checkpoint::Environment environment) {
+  STRANDLINE_RETURN_IF_ERROR(checkpoint::check_options(options));
+  STRANDLINE_ASSIGN_OR_RETURN(std::string run, checkpoint::make_run_id());
+  return Checkpointer(std::make_unique<Checkpointer::Impl>(std::move(storage), std::move(options),
+                                                           std::move(run), std::move(environment)));
+}
+
+Result<Checkpointer> Checkpointer::open(std::shared_ptr<Storage> storage,
+                                        CheckpointerOptions options) {
+  checkpoint::Environment environment = checkpoint::make_environment(options.copy_threads);
+  return CheckpointerAccess::open(std::move(storage), std::move(options), std::move(environment));
+}
+
+Result<Checkpointer> Checkpointer::open(const std::filesystem::path& directory,
+                                        CheckpointerOptions options) {
+  STRANDLINE_ASSIGN_OR_RETURN(auto storage, open_posix_storage(directory));
+  return open(std::move(storage), std::move(options));
+}
+
+Result<Save> Checkpointer::save(std::int64_t step, const StateDict& state,
+                                const SaveOptions& options) {
+  STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
+  return impl_->save(step, state, options);
+}
+
+Result<std::optional<Restored>> Checkpointer::restore(StateDict& state,
+                                                      const RestoreOptions& options) {
+  STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
+  STRANDLINE_RETURN_IF_ERROR(state.construction());
+  STRANDLINE_ASSIGN_OR_RETURN(auto restored,
+                              checkpoint::restore_into(*impl_->store, state, options));
+  if (!restored) return std::nullopt;
+  impl_->committer.note_restored(restored->sequence);
+  return std::move(restored->restored);
+}
+
+Result<std::vector<std::int64_t>> Checkpointer::steps() const {
+  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::Catalog catalog,
+                              checkpoint::Catalog::read(*impl_->store));
+  std::vector<std::int64_t> steps;
+  for (const StepEntry& entry : catalog.entries()) {
+    if (entry.info) steps.push_back(entry.step);
+  }
+  return steps;
+}
+
+Result<std::optional<std::int64_t>> Checkpointer::latest_step() const {
+  STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::int64_t> all, steps());
+  if (all.empty()) return std::nullopt;
+  return all.back();
+}
+
+Status Checkpointer::wait_until_finished(std::chrono::milliseconds deadline) const {
+  if (base::fork_generation() != impl_->fork_generation) return impl_->check_usable();
+  return impl_->pipeline.wait_until_idle(
+      base::deadline_after(std::chrono::steady_clock::now(), deadline));
+}
+
+std::vector<Error> Checkpointer::failures() const {
+  if (base::fork_generation() != impl_->fork_generation) return {};
+  return impl_->pipeline.failures(false);
+}
+
+Status Checkpointer::close() {
+  if (base::fork_generation() != impl_->fork_generation) return impl_->check_usable();
+  return impl_->close();
+}
+
+std::string Checkpointer::path() const { return impl_->store->path(); }
+std::string Checkpointer::run() const { return impl_->run; }
+std::uint64_t Checkpointer::host_bytes_in_use() const {
+  return impl_->snapshotter.slab().bytes_mapped();
+}
+
+}  // namespace strandline::inline v0

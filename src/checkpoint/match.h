@@ -1,0 +1,34 @@
+// Compares what was saved with where it should go, before anything is changed. Pure.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "strandline/error.h"
+#include "strandline/state_dict.h"
+
+namespace strandline::checkpoint {
+
+struct Match {
+  // For each saved tensor, the destination's tensor that it belongs into, if any.
+  std::vector<std::optional<std::uint32_t>> destination;
+  // Plain values to assign: saved value index, destination value index.
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> values;
+  std::vector<std::string> missing;             // Names that only the destination has.
+  std::vector<std::string> unexpected;          // Names that only the checkpoint has,
+  std::vector<std::uint32_t> unexpected_nodes;  // and their nodes in the saved tree.
+  std::vector<std::string> different;           // "name: saved as …, the destination is …".
+};
+
+// Names are compared in non-empty dicts only. An empty dict, a list, a tuple or None in the
+// destination takes whatever was saved there: it matches nothing and misses nothing.
+[[nodiscard]] Match match(const StateDict& saved, const StateDict& destination);
+
+// The error that lists everything in the way of restoring, or success. `strict` makes missing and
+// unexpected names count; different shapes and dtypes always do.
+[[nodiscard]] Status check_match(const Match& match, bool strict);
+
+}  // namespace strandline::checkpoint

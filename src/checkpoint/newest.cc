@@ -1,0 +1,130 @@
+#include "checkpoint/newest.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/result_macros.h"
+#include "checkpoint/catalog.h"
+
+namespace strandline::checkpoint {
+namespace {
+
+// A writer commits and prunes at most a few steps while a reader opens one; more restarts than this
+// mean that something else deletes steps.
+constexpr int kRestartsMax = 16;
+
+bool is_damage(ErrorCode code) { return code == ErrorCode::kCorrupt || code == ErrorCode::kIo; }
+
+// The outcome of one walk from the newest to the oldest.
+struct Walk {
+  std::optional<Checkpoint> used;
+  bool vanished = false;
+  std::vector<std::string> causes;
+};
+
+// A step without one of its files is damaged; `use` may fail with kNotFound for its own reasons.
+Error as_damage(Error error) {
+  if (error.code == ErrorCode::kNotFound) error.code = ErrorCode::kCorrupt;
+  return error;
+}
+
+Result<Checkpoint> open_and_use(Storage& storage, const StepEntry& entry,
+                                const std::function<Status(const Checkpoint&)>& use) {
+  if (!entry.info) return failure(as_damage(*entry.error));
+  auto directory = storage.open(entry.name);
+  if (!directory) return failure(as_damage(std::move(directory).error()));
+  Result<Checkpoint> checkpoint = Checkpoint::open(std::move(*directory));
+  if (!checkpoint) return failure(as_damage(std::move(checkpoint).error()));
+  STRANDLINE_RETURN_IF_ERROR(use(*checkpoint));
+  return checkpoint;
+}
+
+// Whether another process pruned or replaced the step since the catalog was read.
+bool has_changed(Storage& storage, const StepEntry& entry) {
+  if (!entry.info) return false;
+  const auto directory = storage.open(entry.name);
+  if (!directory) return directory.error().code == ErrorCode::kNotFound;
+  const Result<CheckpointInfo> info = read_info(**directory);
+  return info && (info->run != entry.info->run || info->sequence != entry.info->sequence);
+}
+
+// Readable entries newest first; unreadable ones, whose sequence is unknown, by their step among
+// them: before the first readable entry of a lower step.
+std::vector<const StepEntry*> newest_first(const Catalog& catalog) {
+  std::vector<const StepEntry*> order;
+  std::vector<const StepEntry*> unreadable;
+  for (const StepEntry& entry : catalog.entries()) {
+    if (!entry.info) unreadable.push_back(&entry);  // By step, since the catalog is stable.
+  }
+  const auto take_unreadable_above = [&](std::int64_t step) {
+    while (!unreadable.empty() && unreadable.back()->step > step) {
+      order.push_back(unreadable.back());
+      unreadable.pop_back();
+    }
+  };
+  for (auto entry = catalog.entries().rbegin(); entry != catalog.entries().rend(); ++entry) {
+    if (!entry->info) continue;
+    take_unreadable_above(entry->step);
+    order.push_back(&*entry);
+  }
+  take_unreadable_above(-1);
+  return order;
+}
+
+Result<Walk> walk(Storage& storage, const Catalog& catalog, std::optional<std::int64_t> step,
+                  const std::function<Status(const Checkpoint&)>& use) {
+  Walk walk;
+  for (const StepEntry* entry : newest_first(catalog)) {
+    if (step && entry->step != *step) continue;
+    Result<Checkpoint> used = open_and_use(storage, *entry, use);
+    if (used) {
+      walk.used = std::move(*used);
+      return walk;
+    }
+    if (!is_damage(used.error().code)) return failure(std::move(used).error());
+    if (has_changed(storage, *entry)) {
+      walk.vanished = true;
+      return walk;
+    }
+    if (step) return failure(std::move(used).error());
+    walk.causes.push_back(fmt::format("step {} was skipped: {}", entry->step, used.error().text()));
+  }
+  return walk;
+}
+
+}  // namespace
+
+Result<std::optional<Checkpoint>> use_newest(Storage& storage, std::optional<std::int64_t> step,
+                                             const std::function<Status(const Checkpoint&)>& use,
+                                             std::vector<std::string>& warnings) {
+  for (int restart = 0; restart < kRestartsMax; ++restart) {
+    STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(storage));
+    if (step && catalog.find(*step) == nullptr) {
+      return failure(Error{
+          .code = ErrorCode::kNotFound,
+          .message = fmt::format("there is no committed step {} in '{}'", *step, storage.path()),
+          .path = storage.path()});
+    }
+    if (catalog.entries().empty()) return std::nullopt;
+    STRANDLINE_ASSIGN_OR_RETURN(Walk walked, walk(storage, catalog, step, use));
+    if (walked.vanished) continue;
+    if (walked.used) {
+      for (std::string& cause : walked.causes) warnings.push_back(std::move(cause));
+      return std::move(walked.used);
+    }
+    return failure(Error{
+        .code = ErrorCode::kCorrupt,
+        .message =
+            fmt::format("none of the {} checkpoints in '{}' can be used: {}",
+                        catalog.entries().size(), storage.path(), fmt::join(walked.causes, "; ")),
+        .path = storage.path()});
+  }
+  return failure(Error{.code = ErrorCode::kIo,
+                       .message = fmt::format("steps in '{}' keep vanishing while they are read; "
+                                              "does somebody delete them?",
+                                              storage.path()),
+                       .path = storage.path()});
+}
+
+}  // namespace strandline::checkpoint

@@ -1,0 +1,27 @@
+// Finds the newest step that can be used, and says what was wrong with newer ones.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "strandline/checkpoint.h"
+#include "strandline/storage.h"
+
+namespace strandline::checkpoint {
+
+// Opens `step`, or steps from the newest to the oldest, and calls `use` with each until one
+// succeeds; that one is returned. A step that is damaged or unreadable is passed over, and
+// `warnings` says so. Returns nothing if there is no step at all. Fails with
+//   kNotFound      `step` is not there;
+//   kUnsupported   a newer step was written by a newer version: passing it over would lose work;
+//   kCorrupt       no step is good: lists each cause;
+//   what `use` failed with, where that was neither damage nor an input/output error.
+// Where files vanish because another process prunes, it starts again from the newest.
+[[nodiscard]] Result<std::optional<Checkpoint>> use_newest(
+    Storage& storage, std::optional<std::int64_t> step,
+    const std::function<Status(const Checkpoint&)>& use, std::vector<std::string>& warnings);
+
+}  // namespace strandline::checkpoint

@@ -1,0 +1,174 @@
+#include "checkpoint/pipeline.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/result_macros.h"
+#include "checkpoint/shard_writer.h"
+
+namespace strandline::checkpoint {
+namespace {
+
+std::string failed_text(const Save::Record& record) {
+  return fmt::format("the save of step {} failed: {}", record.step(),
+                     record.outcome()->cause->text());
+}
+
+}  // namespace
+
+Pipeline::Pipeline(Committer& committer, std::shared_ptr<base::Executor> executor,
+                   std::shared_ptr<const base::Clock> clock, std::chrono::milliseconds segment_wait)
+    : committer_(committer),
+      executor_(std::move(executor)),
+      clock_(std::move(clock)),
+      segment_wait_(segment_wait) {}
+
+Status Pipeline::admit(base::Clock::Instant deadline) {
+  base::MutexLock lock(mutex_);
+  while (in_flight_ >= kSavesInFlightMax) {
+    if (clock_->now() >= deadline || !changed_.wait_until(mutex_, deadline)) {
+      if (in_flight_ < kSavesInFlightMax) break;
+      return failure(ErrorCode::kTimeout,
+                     fmt::format("{} earlier saves are still being written; save less often, or "
+                                 "to a faster disk",
+                                 in_flight_));
+    }
+  }
+  ++in_flight_;
+  return {};
+}
+
+void Pipeline::dismiss() {
+  {
+    base::MutexLock lock(mutex_);
+    --in_flight_;
+  }
+  changed_.notify_all();
+}
+
+void Pipeline::submit(Job job) {
+  {
+    base::MutexLock lock(mutex_);
+    running_.push_back(job.record);
+  }
+  // std::function wants copyable tasks.
+  auto shared = std::make_shared<Job>(std::move(job));
+  executor_->post([this, shared] { run(*shared); });
+}
+
+void Pipeline::run(Job& job) {
+  const Status status = write_and_commit(job);
+  Outcome outcome;
+  if (!status) {
+    const Status cancelled = job.record->check_cancelled();
+    outcome.kind = cancelled ? Outcome::Kind::kFailed : Outcome::Kind::kSkipped;
+    outcome.cause = cancelled ? status.error() : cancelled.error();
+    // Wakes a save() that is still staging, and frees the memory that it may be waiting for.
+    job.snapshot->abandon(*outcome.cause);
+  }
+  job.record->release_snapshot();
+  job.snapshot.reset();
+  committer_.release(job.record->step());
+  {
+    // The outcome is told and counted in one piece: whoever has seen it is warned of it by the
+    // next save.
+    base::MutexLock lock(mutex_);
+    --in_flight_;
+    std::erase(running_, job.record);
+    if (outcome.kind == Outcome::Kind::kFailed) {
+      failed_.push_back(job.record);
+      ++failures_in_row_;
+    } else if (outcome.kind == Outcome::Kind::kCommitted) {
+      failures_in_row_ = 0;
+    }
+    job.record->end(std::move(outcome));
+    // Notified under the lock: the owner may be gone as soon as it sees that nothing runs.
+    changed_.notify_all();
+  }
+}
+
+Status Pipeline::write_and_commit(Job& job) {
+  Save::Record& record = *job.record;
+  STRANDLINE_RETURN_IF_ERROR(record.check_cancelled());
+  const base::Clock::Instant started = clock_->now();
+  STRANDLINE_ASSIGN_OR_RETURN(std::unique_ptr<PartialDirectory> partial,
+                              committer_.begin(record.step()));
+  const WriteObserver observer{
+      .written = [&record](std::uint64_t bytes) { record.add_written(bytes); },
+      .check = [&record] { return record.check_cancelled(); }};
+  CommitRequest request;
+  STRANDLINE_ASSIGN_OR_RETURN(
+      request.shards, ShardWriter::run(*job.snapshot, *partial, *clock_, segment_wait_, observer));
+  const base::Clock::Instant written = clock_->now();
+  record.change_timings(
+      [&](Timings& timings) { timings.write_ms = base::milliseconds_between(started, written); });
+  request.step = record.step();
+  request.tree = &job.tree;
+  request.snapshot = job.snapshot.get();
+  request.options = &job.options;
+  request.last_chance = [&record] { return record.check_cancelled(true); };
+  auto warnings = committer_.commit(request, std::move(partial));
+  record.change_timings([&](Timings& timings) {
+    timings.commit_ms = base::milliseconds_between(written, clock_->now());
+  });
+  STRANDLINE_RETURN_IF_ERROR(warnings);
+  for (std::string& warning : *warnings) record.warn(std::move(warning));
+  return {};
+}
+
+Status Pipeline::wait_until_idle(base::Clock::Instant deadline) {
+  base::MutexLock lock(mutex_);
+  while (in_flight_ > 0) {
+    if (!changed_.wait_until(mutex_, deadline) && in_flight_ > 0) {
+      return failure(ErrorCode::kTimeout,
+                     fmt::format("{} saves are still being written", in_flight_));
+    }
+  }
+  return {};
+}
+
+void Pipeline::cancel_all() {
+  base::MutexLock lock(mutex_);
+  for (const auto& record : running_) record->cancel();
+}
+
+Result<std::vector<std::string>> Pipeline::review_failures(ErrorPolicy policy) {
+  base::MutexLock lock(mutex_);
+  std::erase_if(failed_, [this](const auto& record) {
+    if (!record->raised()) return false;
+    if (warned_ > 0) --warned_;
+    return true;
+  });
+  const bool too_many = failures_in_row_ >= kFailuresInRowMax;
+  if (!failed_.empty() && (policy == ErrorPolicy::kRaise || too_many)) {
+    Error error = *failed_.back()->outcome()->cause;
+    error.message = fmt::format(
+        "{}{}; this call saved nothing", failed_text(*failed_.back()),
+        too_many ? fmt::format(" ({} failures in a row)", failures_in_row_) : std::string());
+    for (const auto& record : failed_) record->set_raised();
+    failed_.clear();
+    warned_ = 0;
+    failures_in_row_ = 0;
+    return failure(std::move(error));
+  }
+  std::vector<std::string> warnings;
+  for (; warned_ < failed_.size(); ++warned_) warnings.push_back(failed_text(*failed_[warned_]));
+  return warnings;
+}
+
+std::vector<Error> Pipeline::failures(bool raise) {
+  base::MutexLock lock(mutex_);
+  std::vector<Error> errors;
+  for (const auto& record : failed_) {
+    if (record->raised()) continue;
+    Error error = *record->outcome()->cause;
+    error.message = failed_text(*record);
+    errors.push_back(std::move(error));
+    if (raise) record->set_raised();
+  }
+  return errors;
+}
+
+}  // namespace strandline::checkpoint

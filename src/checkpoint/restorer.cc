@@ -1,0 +1,221 @@
+// Restoring and loading.
+//
+// Everything that can be refused is refused before the first byte of the destination changes:
+// names, shapes, dtypes, read-only and self-overlapping tensors, conflicting values for shared
+// memory, and damage of manifests, headers and rank files. The tensors' own bytes are checked chunk
+// by chunk on their way in. If one of those is damaged, the destination holds a mixture until an
+// older checkpoint has been read over it; `verify_first` reads everything twice to avoid that.
+
+#include "checkpoint/restorer.h"
+
+#include <fmt/format.h>
+
+#include <new>
+#include <set>
+#include <utility>
+
+#include "base/result_macros.h"
+#include "checkpoint/match.h"
+#include "checkpoint/newest.h"
+#include "checkpoint/overlap.h"
+
+namespace strandline::checkpoint {
+namespace {
+
+// Memory of the engine's own; 64 bytes suit every element type and vector unit.
+Result<TensorView> allocate_on_heap(const Structure& structure, std::uint32_t tensor) {
+  constexpr std::align_val_t kAlignment{64};
+  const Structure::Tensor& saved = structure.tensors()[tensor];
+  const std::uint64_t bytes = saved.byte_count();
+  auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
+  if (memory == nullptr) {
+    return failure(ErrorCode::kMemoryLimit, fmt::format("no memory for {} bytes", bytes));
+  }
+  TensorView view = TensorView::row_major(memory, saved.dtype, saved.shape);
+  view.framework = saved.framework;
+  view.keep_alive = std::shared_ptr<std::byte>(
+      memory, [](std::byte* allocated) { ::operator delete(allocated, kAlignment); });
+  return view;
+}
+
+Error at_key(Error error, const Structure& structure, std::uint32_t tensor) {
+  error.key_path = structure.path_text(structure.tensors()[tensor].node);
+  return error;
+}
+
+// Whether restore can write through the view, element by element.
+Status check_destination(const TensorView& view) {
+  STRANDLINE_RETURN_IF_ERROR(view.check());
+  if (!view.writable) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "the tensor in the state is read-only; give a writable copy");
+  }
+  for (std::size_t i = 0; i < view.shape.size(); ++i) {
+    if (view.shape[i] > 1 && view.strides_bytes[i] == 0 && view.element_count() > 0) {
+      return failure(ErrorCode::kInvalidArgument,
+                     "the tensor in the state is expanded: several elements share one place in "
+                     "memory; make it contiguous before restoring");
+    }
+  }
+  return {};
+}
+
+// One attempt: from one checkpoint into the state.
+class Attempt {
+ public:
+  Attempt(const Checkpoint& checkpoint, StateDict& state, const RestoreOptions& options,
+          std::set<std::string>& overwritten)
+      : checkpoint_(checkpoint),
+        state_(state),
+        options_(options),
+        overwritten_(overwritten),
+        destinations_(checkpoint) {}
+
+  [[nodiscard]] Status run() {
+    match_ = match(checkpoint_.tree(), state_);
+    STRANDLINE_RETURN_IF_ERROR(check_match(match_, options_.strict));
+    STRANDLINE_RETURN_IF_ERROR(place());
+    STRANDLINE_RETURN_IF_ERROR(verify_first());
+    STRANDLINE_RETURN_IF_ERROR(read());
+    for (const auto& [saved, own] : match_.values) {
+      state_.values()[own] = checkpoint_.tree().values()[saved];
+    }
+    return {};
+  }
+
+  [[nodiscard]] Restored take_result() {
+    Restored restored;
+    restored.step = checkpoint_.info().step;
+    restored.state = std::move(destinations_.state());
+    restored.destination = std::move(match_.destination);
+    restored.missing = std::move(match_.missing);
+    restored.unexpected = std::move(match_.unexpected);
+    return restored;
+  }
+
+ private:
+  [[nodiscard]] Status place() {
+    for (std::uint32_t i = 0; i < match_.destination.size(); ++i) {
+      if (!match_.destination[i]) continue;
+      const TensorView& view = state_.tensors()[*match_.destination[i]];
+      if (Status usable = check_destination(view); !usable) {
+        return failure(
+            at_key(std::move(usable).error(), state_.structure(), *match_.destination[i]));
+      }
+      destinations_.set(i, view);
+      own_.push_back(*match_.destination[i]);
+    }
+    STRANDLINE_RETURN_IF_ERROR(check_overlaps(checkpoint_, state_, destinations_.reads(), own_));
+    const Structure& saved = checkpoint_.tree().structure();
+    std::vector<bool> wanted(saved.tensors().size(), true);
+    for (const std::uint32_t node : match_.unexpected_nodes) {
+      for (std::uint32_t i = 0; i < wanted.size(); ++i) {
+        const std::uint32_t at = saved.tensors()[i].node;
+        if (node <= at && at < saved.nodes()[node].end) wanted[i] = false;
+      }
+    }
+    return destinations_.allocate(wanted, options_.allocate);
+  }
+
+  [[nodiscard]] Status verify_first() {
+    if (!options_.verify_first) return {};
+    STRANDLINE_ASSIGN_OR_RETURN(const std::vector<Damage> damages,
+                                checkpoint_.verify(options_.progress));
+    if (damages.empty()) return {};
+    return failure(Error{.code = ErrorCode::kCorrupt,
+                         .message = damages.front().message,
+                         .key_path = damages.front().key_path,
+                         .path = damages.front().file});
+  }
+
+  [[nodiscard]] Status read() {
+    std::size_t touched = 0;
+    Status status = checkpoint_.read(destinations_.reads(), options_.progress, &touched);
+    if (status) return status;
+    // The reads into the state come first.
+    for (std::size_t i = 0; i < std::min(touched, own_.size()); ++i) {
+      overwritten_.insert(state_.structure().path_text(state_.structure().tensors()[own_[i]].node));
+    }
+    return status;
+  }
+
+  const Checkpoint& checkpoint_;
+  StateDict& state_;
+  const RestoreOptions& options_;
+  std::set<std::string>& overwritten_;
+  Destinations destinations_;
+  Match match_;
+  std::vector<std::uint32_t> own_;  // The state's tensor of each of the first reads.
+};
+
+}  // namespace
+
+void Destinations::set(std::uint32_t tensor, TensorView view) {
+  reads_.push_back({tensor, view});
+  state_.tensors()[tensor] = std::move(view);
+}
+
+Status Destinations::allocate_one(std::uint32_t tensor, const Allocator& allocate) {
+  const Structure& structure = state_.structure();
+  Result<TensorView> view =
+      allocate ? allocate(structure, tensor) : allocate_on_heap(structure, tensor);
+  if (!view) return failure(at_key(std::move(view).error(), structure, tensor));
+  set(tensor, std::move(*view));
+  return {};
+}
+
+Status Destinations::allocate(const std::vector<bool>& wanted, const Allocator& allocate) {
+  const std::vector<StoredTensor>& stored = checkpoint_.stored();
+  std::vector<bool> allocated(stored.size(), false);
+  for (const bool aliases : {false, true}) {
+    for (std::uint32_t i = 0; i < stored.size(); ++i) {
+      if (stored[i].alias_of.has_value() != aliases || !wanted[i] ||
+          state_.tensors()[i].data != nullptr) {
+        continue;
+      }
+      if (!aliases || !allocated[*stored[i].alias_of]) {
+        STRANDLINE_RETURN_IF_ERROR(allocate_one(i, allocate));
+        allocated[i] = true;
+        continue;
+      }
+      const TensorView& owner = state_.tensors()[*stored[i].alias_of];
+      TensorView view = TensorView::row_major(owner.data + stored[i].alias_offset_bytes,
+                                              state_.tensors()[i].dtype, state_.tensors()[i].shape);
+      view.storage_base = owner.storage_base;
+      view.storage_bytes = owner.storage_bytes;
+      view.framework = state_.tensors()[i].framework;
+      view.keep_alive = owner.keep_alive;
+      state_.tensors()[i] = std::move(view);
+    }
+  }
+  return {};
+}
+
+Result<std::optional<RestoredFrom>> restore_into(Storage& storage, StateDict& state,
+                                                 const RestoreOptions& options) {
+  std::set<std::string> overwritten;
+  std::optional<Restored> restored;
+  std::vector<std::string> warnings;
+  Result<std::optional<Checkpoint>> used = use_newest(
+      storage, options.step,
+      [&](const Checkpoint& checkpoint) -> Status {
+        Attempt attempt(checkpoint, state, options, overwritten);
+        STRANDLINE_RETURN_IF_ERROR(attempt.run());
+        restored = attempt.take_result();
+        return {};
+      },
+      warnings);
+  if (!used) {
+    Error error = std::move(used).error();
+    if (!overwritten.empty()) {
+      error.message += fmt::format("; tensors of the state that were overwritten already: {}",
+                                   fmt::join(overwritten, ", "));
+    }
+    return failure(std::move(error));
+  }
+  if (!*used) return std::nullopt;
+  restored->warnings = std::move(warnings);
+  return RestoredFrom{std::move(*restored), (*used)->info().sequence};
+}
+
+}  // namespace strandline::checkpoint

@@ -1,0 +1,125 @@
+// save(path, state): one durable checkpoint, as simple as writing a file.
+//
+// The same parts as a Checkpointer's, put together for one use: `path` is the step's directory and
+// its parent the storage. No writer's lock is taken, since the rename decides; leftovers of dead
+// calls on the same path are recognised because nobody holds them any more.
+
+#include <fmt/format.h>
+
+#include <future>
+#include <utility>
+
+#include "base/result_macros.h"
+#include "checkpoint/committer.h"
+#include "checkpoint/environment.h"
+#include "checkpoint/manifest_file.h"
+#include "checkpoint/shard_writer.h"
+#include "checkpoint/state_check.h"
+#include "format/names.h"
+#include "staging/snapshotter.h"
+#include "strandline/checkpointer.h"
+
+namespace strandline::inline v0 {
+namespace {
+
+// How long writing may wait for the next piece of staging, and staging for memory.
+constexpr std::chrono::minutes kStagingWait(10);
+
+Result<Publish> publish_mode(Storage& storage, const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
+    return Publish::kNew;
+  }
+  const auto directory = storage.open(path.filename().string());
+  if (directory && checkpoint::read_manifest(**directory)) return Publish::kReplace;
+  return failure(Error{.code = ErrorCode::kAlreadyExists,
+                       .message = fmt::format("'{}' exists and is no intact Strandline checkpoint; "
+                                              "remove it or choose another path",
+                                              path.string()),
+                       .path = path.string()});
+}
+
+void sweep(Storage& storage, const std::string& name) {
+  const auto names = storage.list();
+  if (!names) return;
+  for (const std::string& found : *names) {
+    const format::DirectoryName parsed = format::parse_directory_name(found);
+    if (parsed.kind == format::DirectoryName::Kind::kPartial && parsed.final_name == name) {
+      static_cast<void>(storage.remove_if_abandoned(found));
+    }
+  }
+}
+
+struct OnceRequest {
+  Storage& storage;
+  checkpoint::CommitTarget target;
+  std::string run;
+  const base::Clock& clock;
+  const StateDict& tree;
+  const SaveOptions& options;
+};
+
+Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
+  STRANDLINE_ASSIGN_OR_RETURN(
+      std::unique_ptr<PartialDirectory> partial,
+      once.storage.begin(format::partial_directory_name(once.target.name, once.run)));
+  const checkpoint::WriteObserver observer{.written = [](std::uint64_t) {},
+                                           .check = [] { return Status(); }};
+  checkpoint::CommitRequest request;
+  STRANDLINE_ASSIGN_OR_RETURN(
+      request.shards,
+      checkpoint::ShardWriter::run(snapshot, *partial, once.clock, kStagingWait, observer));
+  request.tree = &once.tree;
+  request.snapshot = &snapshot;
+  request.options = &once.options;
+  request.last_chance = [] { return Status(); };
+  STRANDLINE_ASSIGN_OR_RETURN(
+      const Publication publication,
+      checkpoint::write_and_publish(once.storage, once.target, once.run, false, once.clock, request,
+                                    std::move(partial)));
+  return publication.durable;
+}
+
+}  // namespace
+
+Status save(const std::filesystem::path& path, const StateDict& state, const SaveOptions& options) {
+  STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(0, state, options));
+  const std::filesystem::path absolute =
+      std::filesystem::absolute(path.has_filename() ? path : path.parent_path());
+  if (!absolute.has_filename() || absolute.filename() == "." || absolute.filename() == "..") {
+    return failure(Error{.code = ErrorCode::kInvalidArgument,
+                         .message = fmt::format("'{}' cannot name a checkpoint", path.string()),
+                         .path = path.string()});
+  }
+  STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(absolute.parent_path()));
+  STRANDLINE_ASSIGN_OR_RETURN(const std::string run, checkpoint::make_run_id());
+  STRANDLINE_ASSIGN_OR_RETURN(const Publish mode, publish_mode(*storage, absolute));
+  sweep(*storage, absolute.filename().string());
+
+  const StateDict tree = checkpoint::without_memory(state);
+  const checkpoint::Environment parts = checkpoint::make_environment(std::nullopt);
+  const OnceRequest once{*storage, {absolute.filename().string(), 1, std::nullopt, mode},
+                         run,      *parts.clock,
+                         tree,     options};
+  std::promise<Status> written;
+  bool started = false;
+  staging::Snapshotter snapshotter({}, *parts.devices, parts.copy_workers.get(), *parts.clock);
+  staging::TakeOptions take;
+  take.deadline = base::deadline_after(parts.clock->now(), kStagingWait);
+  take.started = [&](std::shared_ptr<staging::Snapshot> snapshot) -> Status {
+    started = true;
+    parts.pipeline->post([&once, &written, snapshot = std::move(snapshot)] {
+      Status status = write_once(once, *snapshot);
+      if (!status) snapshot->abandon(status.error());
+      written.set_value(std::move(status));
+    });
+    return {};
+  };
+  staging::TakeTimings timings;
+  const auto snapshot = snapshotter.take(state, take, &timings);
+  const Status status = started ? written.get_future().get() : Status();
+  STRANDLINE_RETURN_IF_ERROR(snapshot);
+  return status;
+}
+
+}  // namespace strandline::inline v0
