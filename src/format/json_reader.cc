@@ -11,7 +11,8 @@ namespace {
 
 using simdjson::dom::element_type;
 
-// simdjson counts one level more than there are containers around a value.
+// simdjson counts one level more than there are containers around a value. (It does not count an
+// empty container, so that one of those may stand one level deeper.)
 constexpr std::uint32_t kSimdjsonExtraDepth = 1;
 
 // Objects of up to this many members are compared pair by pair; larger ones are sorted.
