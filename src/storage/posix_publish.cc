@@ -76,15 +76,15 @@ bool is_refused(int error) { return error == EINVAL || error == ENOSYS || error 
 class Publisher {
  public:
   Publisher(const PosixPartialDirectory::Place& place, const std::string& final_name,
-            const FileSystemAbilities& abilities)
+            const PublishCalls& calls)
       : place_(place),
         root_(place.root.get()),
         final_name_(final_name),
         final_path_(place.root_path + '/' + final_name),
-        abilities_(abilities) {}
+        calls_(calls) {}
 
   Status make_new() {
-    const int error = rename_to_final();
+    const int error = rename_new(place_.name, final_name_);
     if (error == 0) return {};
     if (error == EEXIST) {
       return failure(Error{.code = ErrorCode::kAlreadyExists,
@@ -115,11 +115,9 @@ class Publisher {
                          .path = final_path_});
   }
 
-  Status sync_root() const {
-    if (abilities_.root_sync_errno != 0) {
-      return failure(base::system_error("sync", place_.root_path, abilities_.root_sync_errno));
-    }
-    return sync_descriptor(root_, place_.root_path);
+  Status sync(int fd, const std::string& path) const {
+    if (uninterrupted([&] { return calls_.sync(fd); }) == 0) return {};
+    return failure(base::system_error("sync", path, errno));
   }
 
  private:
@@ -144,44 +142,29 @@ class Publisher {
   }
 
   // These give an errno, or 0.
-  int rename_to_final() const {
-    if (abilities_.rename_to_final_errno != 0) return abilities_.rename_to_final_errno;
-    return rename_new(place_.name, final_name_);
-  }
-
-  int exchange() const {
-    if (!abilities_.exchange) return EINVAL;
-    return uninterrupted([&] {
-             return ::renameat2(root_, place_.name.c_str(), root_, final_name_.c_str(),
-                                RENAME_EXCHANGE);
-           }) == 0
-               ? 0
-               : errno;
-  }
+  int exchange() const { return rename(place_.name, final_name_, RENAME_EXCHANGE); }
 
   int rename_new(const std::string& from, const std::string& to) const {
-    if (abilities_.rename_new) {
-      if (uninterrupted([&] {
-            return ::renameat2(root_, from.c_str(), root_, to.c_str(), RENAME_NOREPLACE);
-          }) == 0) {
-        return 0;
-      }
-      if (!is_refused(errno)) return errno;
-    }
+    const int error = rename(from, to, RENAME_NOREPLACE);
+    if (!is_refused(error)) return error;
     struct stat taken {};
     if (::fstatat(root_, to.c_str(), &taken, AT_SYMLINK_NOFOLLOW) == 0) return EEXIST;
     if (errno != ENOENT) return errno;
-    if (uninterrupted([&] { return ::renameat(root_, from.c_str(), root_, to.c_str()); }) == 0) {
-      return 0;
-    }
-    return errno == ENOTEMPTY ? EEXIST : errno;
+    const int plain_error = rename(from, to, 0);
+    return plain_error == ENOTEMPTY ? EEXIST : plain_error;
+  }
+
+  int rename(const std::string& from, const std::string& to, unsigned flags) const {
+    const int result =
+        uninterrupted([&] { return calls_.rename(root_, from.c_str(), to.c_str(), flags); });
+    return result == 0 ? 0 : errno;
   }
 
   const PosixPartialDirectory::Place& place_;
   const int root_;
   const std::string final_name_;
   const std::string final_path_;
-  const FileSystemAbilities& abilities_;
+  const PublishCalls& calls_;
 };
 
 // Locks what is to be replaced against sweepers, where that is possible.
@@ -195,7 +178,7 @@ std::optional<ProcessLock> lock_old(int root, const std::string& name) {
 }  // namespace
 
 Result<Publication> publish_directory(PosixPartialDirectory& partial, const std::string& final_name,
-                                      Publish mode, const FileSystemAbilities& abilities) {
+                                      Publish mode, const PublishCalls& calls) {
   const PosixPartialDirectory::Place& place = partial.place();
   if (!is_same_file(place.root.get(), place.name, place.directory.get())) {
     return failure(Error{.code = ErrorCode::kUnavailable,
@@ -205,9 +188,9 @@ Result<Publication> publish_directory(PosixPartialDirectory& partial, const std:
                                                 partial.path()),
                          .path = partial.path()});
   }
-  STRANDLINE_RETURN_IF_ERROR(sync_descriptor(place.directory.get(), partial.path()));
 
-  Publisher publisher(place, final_name, abilities);
+  Publisher publisher(place, final_name, calls);
+  STRANDLINE_RETURN_IF_ERROR(publisher.sync(place.directory.get(), partial.path()));
   std::optional<ProcessLock> old_lock;
   std::string old_name;
   if (mode == Publish::kNew) {
@@ -218,7 +201,7 @@ Result<Publication> publish_directory(PosixPartialDirectory& partial, const std:
   }
   partial.set_published();
 
-  Publication publication{.durable = publisher.sync_root()};
+  Publication publication{.durable = publisher.sync(place.root.get(), place.root_path)};
   if (publication.durable && !old_name.empty()) {
     // What cannot be removed now is a leftover that the next writer sweeps; the step is committed.
     static_cast<void>(remove_tree(place.root.get(), old_name, place.root_path));

@@ -1,7 +1,10 @@
 // The commit point on a POSIX file system.
 #pragma once
 
-#include <cstdint>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <functional>
 #include <string>
 
 #include "storage/posix_directory.h"
@@ -9,17 +12,20 @@
 
 namespace strandline::storage {
 
-// What a file system can be assumed to do; tests narrow it to reach the other ways.
-struct FileSystemAbilities {
-  bool exchange = true;           // RENAME_EXCHANGE
-  bool rename_new = true;         // RENAME_NOREPLACE
-  int root_sync_errno = 0;        // If not 0, syncing the root after a rename fails with this.
-  int rename_to_final_errno = 0;  // If not 0, the rename to the final name fails with this.
+// The two calls that publishing consists of. Tests put refusals, failures and witnesses in their
+// place; both return -1 and set errno on failure.
+struct PublishCalls {
+  std::function<int(int fd)> sync = ::fsync;
+  // Renames within one directory; `flags` as for renameat2(2), 0 for a plain rename.
+  std::function<int(int directory, const char* from, const char* to, unsigned flags)> rename =
+      [](int directory, const char* from, const char* to, unsigned flags) {
+        return ::renameat2(directory, from, directory, to, flags);
+      };
 };
 
 // Makes `partial` visible as `final_name`; see Storage::publish() and the essay in the .cc.
 [[nodiscard]] Result<Publication> publish_directory(PosixPartialDirectory& partial,
                                                     const std::string& final_name, Publish mode,
-                                                    const FileSystemAbilities& abilities);
+                                                    const PublishCalls& calls);
 
 }  // namespace strandline::storage

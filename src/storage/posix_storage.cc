@@ -150,14 +150,14 @@ Result<bool> open_and_lock(PosixPartialDirectory::Place& place, const std::strin
 }  // namespace
 
 Result<std::shared_ptr<Storage>> PosixStorage::open_root(const std::filesystem::path& root,
-                                                         const FileSystemAbilities& abilities) {
+                                                         const PublishCalls& calls) {
   STRANDLINE_ASSIGN_OR_RETURN(std::string path, absolute_path(root));
   STRANDLINE_RETURN_IF_ERROR(check_root(path));
-  return std::make_shared<PosixStorage>(std::move(path), abilities);
+  return std::make_shared<PosixStorage>(std::move(path), calls);
 }
 
-PosixStorage::PosixStorage(std::string root, const FileSystemAbilities& abilities)
-    : root_(std::move(root)), abilities_(abilities) {}
+PosixStorage::PosixStorage(std::string root, const PublishCalls& calls)
+    : root_(std::move(root)), calls_(calls) {}
 
 Result<base::UniqueFd> PosixStorage::open_existing_root() const {
   return open_at(AT_FDCWD, root_, kOpenRoot, "open", root_);
@@ -234,7 +234,7 @@ Result<Publication> PosixStorage::publish(std::unique_ptr<PartialDirectory> part
                                                 own->path()),
                          .path = own->path()});
   }
-  return publish_directory(*own, std::string(name), mode, abilities_);
+  return publish_directory(*own, std::string(name), mode, calls_);
 }
 
 Result<std::vector<std::string>> PosixStorage::list() {

@@ -16,11 +16,11 @@ namespace strandline::storage {
 
 class PosixStorage final : public Storage {
  public:
-  // As strandline::open_posix_storage(), on a file system with these abilities.
-  [[nodiscard]] static Result<std::shared_ptr<Storage>> open_root(
-      const std::filesystem::path& root, const FileSystemAbilities& abilities);
+  // As strandline::open_posix_storage(), publishing by these calls.
+  [[nodiscard]] static Result<std::shared_ptr<Storage>> open_root(const std::filesystem::path& root,
+                                                                  const PublishCalls& calls);
 
-  PosixStorage(std::string root, const FileSystemAbilities& abilities);
+  PosixStorage(std::string root, const PublishCalls& calls);
 
   [[nodiscard]] Result<std::unique_ptr<PartialDirectory>> begin(std::string_view name) override;
   [[nodiscard]] Result<Publication> publish(std::unique_ptr<PartialDirectory> partial,
@@ -40,7 +40,7 @@ class PosixStorage final : public Storage {
   [[nodiscard]] Status check_name(std::string_view name) const;
 
   const std::string root_;  // Absolute.
-  const FileSystemAbilities abilities_;
+  const PublishCalls calls_;
   std::atomic<bool> root_name_synced_ = false;
 };
 

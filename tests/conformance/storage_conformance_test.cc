@@ -2,14 +2,18 @@
 
 #include "storage_conformance.h"
 
+#include <stdio.h>
+
+#include <cerrno>
+
 #include "storage/posix_storage.h"
 #include "testing/fault_injecting_storage.h"
 
 namespace strandline::testing {
 namespace {
 
-using storage::FileSystemAbilities;
 using storage::PosixStorage;
+using storage::PublishCalls;
 
 struct PosixFactory {
   static std::shared_ptr<Storage> open(const std::filesystem::path& root) {
@@ -17,19 +21,22 @@ struct PosixFactory {
   }
 };
 
-struct WithoutExchangeFactory {
+// A file system that refuses one kind of rename, or every kind but the plain one.
+template <unsigned kRefusedFlags>
+struct RefusingFactory {
   static std::shared_ptr<Storage> open(const std::filesystem::path& root) {
-    return PosixStorage::open_root(root, FileSystemAbilities{.exchange = false}).value();
+    PublishCalls calls;
+    calls.rename = [plain = calls.rename](int directory, const char* from, const char* to,
+                                          unsigned flags) {
+      if ((flags & kRefusedFlags) == 0) return plain(directory, from, to, flags);
+      errno = EINVAL;
+      return -1;
+    };
+    return PosixStorage::open_root(root, calls).value();
   }
 };
-
-struct WithPlainRenameOnlyFactory {
-  static std::shared_ptr<Storage> open(const std::filesystem::path& root) {
-    return PosixStorage::open_root(root,
-                                   FileSystemAbilities{.exchange = false, .rename_new = false})
-        .value();
-  }
-};
+using WithoutExchangeFactory = RefusingFactory<RENAME_EXCHANGE>;
+using WithPlainRenameOnlyFactory = RefusingFactory<RENAME_EXCHANGE | RENAME_NOREPLACE>;
 
 struct FaultlessFactory {
   static std::shared_ptr<Storage> open(const std::filesystem::path& root) {
