@@ -40,11 +40,11 @@ struct FilePlan {
   [[nodiscard]] std::uint64_t file_bytes() const { return header.size() + data_bytes; }
 };
 
-// Where one tensor of the state is: stored (file and index in FilePlan::tensors), or an alias.
+// Where one tensor of the state is: stored, or an alias of a stored tensor of the same file.
 struct Placement {
   std::uint32_t file = 0;
-  std::uint32_t index = 0;
-  std::optional<std::uint32_t> alias_of;  // A stored tensor of the same file.
+  std::uint32_t index = 0;                // In FilePlan::tensors; of an alias, its owner's.
+  std::optional<std::uint32_t> alias_of;  // Index in Structure::tensors(); never itself an alias.
   std::uint64_t alias_offset_bytes = 0;
 };
 
@@ -59,7 +59,9 @@ struct Plan {
 
 // Checks every view (kInvalidArgument or kUnsupported with the tensor's key path) and lays the
 // state out. Within a group a tensor that equals another's bytes, or is a row-major sub-range of
-// them, becomes an alias; everything else is stored in full. Pure; O(n log n) in the tensors.
+// them at a multiple of its element size, becomes an alias; everything else is stored in full, and
+// so are tensors without elements. A state without tensors has no files. Devices are not looked at
+// but for telling memories apart. Pure; O(n log n) in the tensors.
 [[nodiscard]] Result<std::shared_ptr<const Plan>> plan_files(const StateDict& state);
 
 }  // namespace strandline::staging

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/executor.h"
+#include "base/mutex.h"
 #include "device/registry.h"
 #include "memory/slab.h"
 #include "staging/plan.h"
@@ -16,6 +17,8 @@
 #include "strandline/state_dict.h"
 
 namespace strandline::staging {
+
+class CopyJob;
 
 // Where the blocked time of one take() went.
 struct TakeTimings {
@@ -30,14 +33,20 @@ struct TakeOptions {
   base::Clock::Instant deadline;
   // Fail at once with kTimeout where memory is taken by earlier generations.
   bool wait_for_memory = true;
-  // Called on the caller's thread when the plan is made and before anything is copied, so that the
-  // consumer can work while the rest is staged. REQUIRED for states larger than the ceiling. An
-  // error that it returns ends the take.
+  // Called on the caller's thread when there is memory and before anything is copied, so that the
+  // consumer can work while the rest is staged. REQUIRED for states larger than the ceiling, whose
+  // later waves wait for the consumer to release earlier ones. An error that it returns ends the
+  // take. Calls come in the order in which snapshots got their memory, one at a time: a consumer
+  // that works in this order never makes two snapshots wait for each other.
   std::function<Status(std::shared_ptr<Snapshot>)> started;
 };
 
-// Owns the slab and the copy workers. Thread-safety: take() is thread-safe; two of them share the
-// memory ceiling.
+// Below this ceiling a state that does not fit at once is refused: waves of a few pages would cost
+// more in waiting than they save, and one digest chunk would lie in more than two of them.
+inline constexpr std::uint64_t kWavesHostBytesMin = 1ull << 20;
+
+// Owns the slab. Thread-safety: take() is thread-safe; several of them share the memory ceiling,
+// and copy at the same time unless one of them streams in waves: it has the slab for itself.
 class Snapshotter {
  public:
   struct Options {
@@ -50,9 +59,16 @@ class Snapshotter {
               const base::Clock& clock);
 
   // Copies everything that `state` reaches and returns when all of it has been copied (mode
-  // `copy`): afterwards the state may change. Every stored byte is digested. On failure the
-  // snapshot given to `started` fails with the same error, and memory that a device may still
-  // write to is given back only when that device has finished.
+  // `copy`): afterwards the state may change. Every stored byte is digested. A state larger than
+  // the ceiling streams in waves of half of it. Blocks until then, at the longest until the
+  // deadline plus the time that running copies take. `timings` may be null.
+  //
+  // On failure the snapshot given to `started` fails with the same error, and memory that a device
+  // may still write to is given back only when that device has finished; the tensors' keep-alives
+  // are held as long. Fails with what plan_files() fails with; kUnsupported for a device that is
+  // not registered; kTimeout where memory or a device keeps it waiting; kMemoryLimit where the
+  // ceiling, the host or its cgroup do not allow it; with a device's error; or with what the
+  // consumer abandoned the snapshot with.
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> take(const StateDict& state,
                                                        const TakeOptions& options,
                                                        TakeTimings* timings);
@@ -60,10 +76,24 @@ class Snapshotter {
   [[nodiscard]] const memory::Slab& slab() const { return slab_; }
 
  private:
+  // The right to lease: held for the first lease and `started`, or for all waves.
+  class Turn;
+
+  [[nodiscard]] Result<std::shared_ptr<const Plan>> make_plan(const StateDict& state) const;
+  [[nodiscard]] Result<std::shared_ptr<Snapshot>> lay_snapshot(std::shared_ptr<const Plan> plan,
+                                                               const TakeOptions& options);
+  [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
+                             const TakeOptions& options, Turn& turn, TakeTimings& timings);
+  void copy(const std::shared_ptr<CopyJob>& job);
+
   memory::Slab slab_;
   const device::Registry& devices_;
   base::Executor* const workers_;
   const base::Clock& clock_;
+
+  base::Mutex turn_mutex_;
+  base::ConditionVariable turn_ended_;
+  bool turn_taken_ STRANDLINE_GUARDED_BY(turn_mutex_) = false;
 };
 
 }  // namespace strandline::staging

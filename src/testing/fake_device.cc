@@ -83,6 +83,8 @@ void FakeDevice::set_immediate(bool immediate) {
 }
 
 void FakeDevice::start(Copy copy) {
+  // Whoever starts a copy keeps the tensor alive, not the device.
+  copy.view.keep_alive.reset();
   {
     base::MutexLock lock(mutex_);
     if (!immediate_) {

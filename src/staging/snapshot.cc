@@ -1,0 +1,97 @@
+#include "staging/snapshot.h"
+
+#include <utility>
+
+namespace strandline::staging {
+
+Snapshot::Snapshot(std::shared_ptr<const Plan> plan, std::vector<Segment> segments, bool in_waves)
+    : plan_(std::move(plan)),
+      segments_(std::move(segments)),
+      in_waves_(in_waves),
+      leases_(segments_.size()),
+      filled_(segments_.size(), false),
+      released_(segments_.size(), false) {
+  digests_.resize(plan_->files.size());
+  for (std::size_t file = 0; file < digests_.size(); ++file) {
+    for (const PlacedTensor& tensor : plan_->files[file].tensors) {
+      digests_[file].emplace_back(format::digest_chunk_count(tensor.bytes));
+    }
+  }
+}
+
+Result<std::span<const std::byte>> Snapshot::wait_segment(std::size_t index,
+                                                          base::Clock::Instant deadline) {
+  base::MutexLock lock(mutex_);
+  while (true) {
+    if (error_) return failure(*error_);
+    if (filled_[index]) {
+      return std::span<const std::byte>(leases_[index].data(), leases_[index].bytes());
+    }
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return failure(ErrorCode::kTimeout,
+                     "waited in vain for a part of the state to be staged: raise the deadline");
+    }
+    changed_.wait_until(mutex_, deadline);
+  }
+}
+
+void Snapshot::release_segment(std::size_t index) {
+  memory::Lease ended;  // Given back without the lock.
+  base::MutexLock lock(mutex_);
+  released_[index] = true;
+  if (filled_[index]) std::swap(ended, leases_[index]);
+}
+
+void Snapshot::abandon(Error error) {
+  fail(std::move(error));
+  std::vector<memory::Lease> ended(segments_.size());
+  base::MutexLock lock(mutex_);
+  ended.swap(leases_);
+}
+
+const std::vector<format::Digest>& Snapshot::digests(std::uint32_t file,
+                                                     std::uint32_t index) const {
+  return digests_[file][index];
+}
+
+void Snapshot::set_lease(std::size_t index, memory::Lease lease) {
+  base::MutexLock lock(mutex_);
+  if (!error_) leases_[index] = std::move(lease);
+}
+
+void Snapshot::set_filled(std::size_t index) {
+  memory::Lease ended;
+  {
+    base::MutexLock lock(mutex_);
+    if (error_) return;
+    filled_[index] = true;
+    if (released_[index]) std::swap(ended, leases_[index]);
+  }
+  changed_.notify_all();
+}
+
+void Snapshot::set_digest(std::uint32_t file, std::uint32_t index, std::uint64_t chunk,
+                          format::Digest digest) {
+  digests_[file][index][chunk] = digest;
+}
+
+void Snapshot::fail(Error error) {
+  std::vector<memory::Lease> ended(segments_.size());
+  {
+    base::MutexLock lock(mutex_);
+    if (error_) return;
+    error_ = std::move(error);
+    for (std::size_t i = 0; i < segments_.size(); ++i) {
+      if (!filled_[i]) std::swap(ended[i], leases_[i]);
+    }
+  }
+  changed_.notify_all();
+}
+
+Status Snapshot::status() const {
+  base::MutexLock lock(mutex_);
+  if (error_) return failure(*error_);
+  return {};
+}
+
+}  // namespace strandline::staging

@@ -1,0 +1,235 @@
+// The one way from a training job's memory into a snapshot.
+//
+// Problem. The trainer stands still while its state is copied, so the copy should use what the
+// machine has and nothing else may be waited for. But memory is bounded: the snapshot before may
+// still be on its way to the disk, and the state may be larger than the ceiling.
+//
+// Approach. plan -> lease -> copy. Where all files fit under the ceiling at once, they are leased
+// together before anything is copied: then nothing but the copy can hold the caller up, and the
+// snapshot may be kept as long as anyone likes. Otherwise the files are cut into segments of half
+// the ceiling, leased and filled one after the other: while the consumer writes one, the next is
+// filled. Two halves, not more, because each border costs a wait and a segment is large anyway.
+//
+// Turns. Two snapshots that each hold a part of the memory and wait for more would wait for ever,
+// and so would a snapshot whose consumer is busy with a later one that waits for the earlier. So
+// leasing goes by turns: a take has the turn from its first lease until `started` has handed the
+// snapshot to the consumer, in waves until its last segment is leased and filled. A take that fits
+// at once copies outside its turn, so several can copy together. All waits have the take's
+// deadline.
+//
+// Failure. Whatever fails, the snapshot fails with it, so the consumer that was given it by
+// `started` stops too; and a consumer that abandons the snapshot ends the take. Memory and
+// keep-alives that a device still uses are held by its completions (copy_job.cc).
+//
+// Rejected: copying what fits while waiting for memory for the rest (the trainer is blocked all the
+// same and memory is held idle).
+
+#include "staging/snapshotter.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/checked_math.h"
+#include "base/result_macros.h"
+#include "staging/copy_job.h"
+
+namespace strandline::staging {
+namespace {
+
+using memory::kPageBytes;
+
+constexpr base::Clock::Instant kDoNotWait{};  // Long past.
+
+static_assert(kWavesHostBytesMin / 2 >= 2 * format::kDigestChunkBytes,
+              "a chunk that a segment's border cuts must end in the next segment");
+static_assert(kWavesHostBytesMin / 2 % kPageBytes == 0);
+
+// The pages that all files take at once. REQUIRES: a plan of plan_files(), whose sum fits easily.
+std::uint64_t page_bytes(const Plan& plan) {
+  std::uint64_t bytes = 0;
+  for (const FilePlan& file : plan.files) bytes += base::round_up(file.file_bytes(), kPageBytes);
+  return bytes;
+}
+
+std::vector<Segment> cut_files(const Plan& plan, std::uint64_t segment_bytes_max) {
+  std::vector<Segment> segments;
+  for (std::uint32_t file = 0; file < plan.files.size(); ++file) {
+    const std::uint64_t file_bytes = plan.files[file].file_bytes();
+    for (std::uint64_t offset = 0; offset < file_bytes; offset += segment_bytes_max) {
+      segments.push_back({.file = file,
+                          .file_offset = offset,
+                          .bytes = std::min(segment_bytes_max, file_bytes - offset)});
+    }
+  }
+  return segments;
+}
+
+Error cannot_stream(std::uint64_t needed, std::uint64_t bytes_max, const std::string& why) {
+  return Error{.code = ErrorCode::kMemoryLimit,
+               .message = "the state takes " + std::to_string(needed) +
+                          " bytes of host memory, more than the ceiling (host_bytes_max) of " +
+                          std::to_string(bytes_max) + " bytes, and " + why +
+                          ": raise host_bytes_max to " + std::to_string(needed) +
+                          " bytes, or save less"};
+}
+
+}  // namespace
+
+class Snapshotter::Turn {
+ public:
+  explicit Turn(Snapshotter& owner) : owner_(owner) {}
+  ~Turn() { end(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  [[nodiscard]] Status begin(base::Clock::Instant deadline) {
+    base::MutexLock lock(owner_.turn_mutex_);
+    while (owner_.turn_taken_) {
+      if (std::chrono::steady_clock::now() >= deadline) {
+        return failure(ErrorCode::kTimeout,
+                       "waited in vain for another snapshot that is being staged: save less "
+                       "often, or raise host_bytes_max or the deadline");
+      }
+      owner_.turn_ended_.wait_until(owner_.turn_mutex_, deadline);
+    }
+    owner_.turn_taken_ = true;
+    held_ = true;
+    return {};
+  }
+
+  void end() {
+    if (!std::exchange(held_, false)) return;
+    {
+      base::MutexLock lock(owner_.turn_mutex_);
+      owner_.turn_taken_ = false;
+    }
+    owner_.turn_ended_.notify_all();
+  }
+
+ private:
+  Snapshotter& owner_;
+  bool held_ = false;
+};
+
+Snapshotter::Snapshotter(Options options, const device::Registry& devices, base::Executor* workers,
+                         const base::Clock& clock)
+    : slab_(std::move(options.slab)), devices_(devices), workers_(workers), clock_(clock) {}
+
+Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
+                                                    const TakeOptions& options,
+                                                    TakeTimings* timings) {
+  TakeTimings spent;
+  const base::Clock::Instant began = clock_.now();
+  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, make_plan(state));
+  const base::Clock::Instant planned = clock_.now();
+  spent.plan_ms = base::milliseconds_between(began, planned);
+
+  Turn turn(*this);
+  STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? options.deadline : kDoNotWait));
+  spent.wait_ms = base::milliseconds_between(planned, clock_.now());
+  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
+                              lay_snapshot(std::move(plan), options));
+  Status staged = stage(snapshot, state, options, turn, spent);
+  if (staged) staged = snapshot->status();  // The consumer may have abandoned it.
+  spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
+  if (timings != nullptr) *timings = spent;
+  if (!staged) {
+    snapshot->fail(staged.error());
+    return failure(std::move(staged).error());
+  }
+  return snapshot;
+}
+
+Result<std::shared_ptr<const Plan>> Snapshotter::make_plan(const StateDict& state) const {
+  STRANDLINE_RETURN_IF_ERROR(state.construction());
+  for (std::size_t i = 0; i < state.tensors().size(); ++i) {
+    const DeviceId& device = state.tensors()[i].device;
+    if (devices_.find(device.kind) != nullptr) continue;
+    Error error{.code = ErrorCode::kUnsupported,
+                .key_path = state.structure().path_text(state.structure().tensors()[i].node)};
+    error.message = "'" + error.key_path + "' is on device '" + device.kind +
+                    "', which this build cannot copy from: move it to the host before saving";
+    return failure(std::move(error));
+  }
+  return plan_files(state);
+}
+
+// The snapshot without memory.
+Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<const Plan> plan,
+                                                            const TakeOptions& options) {
+  const std::uint64_t needed = page_bytes(*plan);
+  STRANDLINE_RETURN_IF_ERROR(slab_.adapt(needed));
+  const std::uint64_t bytes_max = slab_.host_bytes_max();
+  const bool in_waves = needed > bytes_max;
+  if (in_waves && bytes_max < kWavesHostBytesMin) {
+    return failure(cannot_stream(needed, bytes_max,
+                                 "a ceiling below " + std::to_string(kWavesHostBytesMin) +
+                                     " bytes is too small to stream it in waves"));
+  }
+  if (in_waves && !options.started) {
+    return failure(cannot_stream(
+        needed, bytes_max, "it cannot stream in waves without somebody who takes them meanwhile"));
+  }
+  // At once every file is one segment, whatever its size.
+  const std::uint64_t segment_bytes_max =
+      in_waves ? bytes_max / 2 / kPageBytes * kPageBytes : base::round_up(needed + 1, kPageBytes);
+  std::vector<Segment> segments = cut_files(*plan, segment_bytes_max);
+  return std::make_shared<Snapshot>(std::move(plan), std::move(segments), in_waves);
+}
+
+// Fills the segments: all at once, or one by one in waves.
+Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
+                          const TakeOptions& options, Turn& turn, TakeTimings& timings) {
+  const std::vector<Segment>& segments = snapshot->segments();
+  const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments.size();
+  OpenDigest open;
+  std::size_t first = 0;
+  do {
+    const std::size_t last = std::min(first + wave_segments, segments.size());
+    std::vector<std::uint64_t> sizes;
+    for (std::size_t i = first; i < last; ++i) sizes.push_back(segments[i].bytes);
+    // Memory that this snapshot's own consumer holds is waited for under either policy.
+    const bool wait = options.wait_for_memory || first > 0;
+    const base::Clock::Instant waiting = clock_.now();
+    Result<std::vector<memory::Lease>> leases =
+        slab_.lease(sizes, wait ? options.deadline : kDoNotWait);
+    timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
+    if (!leases) return failure(std::move(leases).error());
+    std::vector<CopyJob::Target> targets;
+    for (std::size_t i = first; i < last; ++i) {
+      snapshot->set_lease(i, (*leases)[i - first]);
+      targets.push_back({.segment = i, .lease = std::move((*leases)[i - first])});
+    }
+    if (first == 0) {
+      if (options.started) STRANDLINE_RETURN_IF_ERROR(options.started(snapshot));
+      if (!snapshot->in_waves()) turn.end();
+    }
+    STRANDLINE_RETURN_IF_ERROR(snapshot->status());
+    auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
+                                         CopyJob::Source{&state, &devices_}, std::move(open));
+    copy(job);
+    STRANDLINE_RETURN_IF_ERROR(job->wait(options.deadline));
+    open = job->take_open();
+    first = last;
+  } while (first < segments.size());
+  return {};
+}
+
+// Starts every copy of the job, with the workers' help.
+void Snapshotter::copy(const std::shared_ptr<CopyJob>& job) {
+  if (workers_ != nullptr && job->task_count() > 1) {
+    const std::size_t helpers =
+        std::min<std::size_t>(workers_->concurrency(), job->task_count() - 1);
+    for (std::size_t i = 0; i < helpers; ++i) {
+      // Weak: an entry that waits in the queue must not hold the job's memory.
+      workers_->post([weak = std::weak_ptr<CopyJob>(job)] {
+        if (const auto alive = weak.lock()) alive->help();
+      });
+    }
+  }
+  job->help();
+}
+
+}  // namespace strandline::staging
