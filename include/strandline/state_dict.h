@@ -287,7 +287,7 @@ constexpr DType dtype_of() {
 }
 
 template <typename Range>
-// NOLINTNEXTLINE(performance-unnecessary-value-param): moved from; clang-tidy misses it in templates.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): moved from, which clang-tidy cannot see.
 TensorView TensorView::of(Range& range, std::vector<std::uint64_t> shape) {
   using Element = std::remove_reference_t<decltype(*std::data(range))>;
   auto* data = const_cast<std::remove_const_t<Element>*>(std::data(range));
