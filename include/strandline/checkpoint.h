@@ -134,12 +134,12 @@ using Allocator =
 /// Options of load().
 struct LoadOptions {
   /// The subtrees to load; all if empty. See Structure::find for the text form.
-  std::vector<std::variant<std::string, KeyPath>> keys;
+  std::vector<std::variant<std::string, KeyPath>> keys = {};
   /// The step; the newest that verifies if not given. Only for a directory of checkpoints.
-  std::optional<std::int64_t> step;
+  std::optional<std::int64_t> step = {};
   /// Where tensors go; the engine's own memory if null.
-  Allocator allocate;
-  ProgressCallback progress;
+  Allocator allocate = {};
+  ProgressCallback progress = {};
 };
 
 /// What load() gives.

@@ -49,23 +49,23 @@ struct CheckpointerOptions {
 
   /// How many committed checkpoints to keep; the oldest commits go first, never before a newer one
   /// is durable and verified. Default: all.
-  std::optional<std::uint32_t> keep;
+  std::optional<std::uint32_t> keep = {};
   ErrorPolicy on_error = ErrorPolicy::kWarn;
   MemoryPolicy when_memory_is_full = MemoryPolicy::kWait;
   /// Whether a checkpoint's data is read back and checked before anything older is deleted. Costs a
   /// read of the whole checkpoint. Without it sizes, headers, rank file and manifest are read back.
   bool verify_data = false;
   /// Where the Checkpointer was opened, for the error of a second writer. Default: the program.
-  std::string opened_at;
+  std::string opened_at = {};
 
   // ---- Performance; the defaults fit most ----
 
   /// The ceiling of staging memory in bytes. Below the state's size a save streams in waves: it
   /// blocks longer, and says so. Default: two generations of the largest state seen, at most half
   /// of what the host and its memory cgroup have free.
-  std::optional<std::uint64_t> host_bytes_max;
+  std::optional<std::uint64_t> host_bytes_max = {};
   /// Threads that help the caller copy. Default: half the cores, between 1 and 8.
-  std::optional<std::uint32_t> copy_threads;
+  std::optional<std::uint32_t> copy_threads = {};
   /// How long a save may wait for staging memory, and for a device to finish copying.
   std::chrono::milliseconds memory_wait{std::chrono::minutes(10)};
   /// How long close() waits for saves still running; then it cancels them and fails.
@@ -74,25 +74,25 @@ struct CheckpointerOptions {
 
 /// Options of one save.
 struct SaveOptions {
-  std::map<std::string, double> metrics;  ///< Such as {"loss", 0.31}; kept in the manifest.
-  StateDict metadata;                     ///< Plain values to keep in the manifest.
-  bool overwrite = false;                 ///< Replace this step if it is committed already.
+  std::map<std::string, double> metrics = {};  ///< Such as {"loss", 0.31}; kept in the manifest.
+  StateDict metadata = {};                     ///< Plain values to keep in the manifest.
+  bool overwrite = false;                      ///< Replace this step if it is committed already.
   /// More files for the step's directory, name to content, such as `config.json`.
-  std::map<std::string, std::string> extra_files;
+  std::map<std::string, std::string> extra_files = {};
   /// What the adapter took to walk the state; part of `blocked_ms` (adapters only).
   std::chrono::nanoseconds collect_time{0};
 };
 
 /// Options of restore().
 struct RestoreOptions {
-  std::optional<std::int64_t> step;  ///< Default: the newest that verifies.
+  std::optional<std::int64_t> step = {};  ///< Default: the newest that verifies.
   /// Whether a name on one side only is an error. Without it such names are left alone.
   bool strict = true;
   /// Read everything twice: change nothing until all of it has been verified.
   bool verify_first = false;
   /// Where saved tensors go that have no destination; the engine's own memory if null.
-  Allocator allocate;
-  ProgressCallback progress;
+  Allocator allocate = {};
+  ProgressCallback progress = {};
 };
 
 /// What restore() did.
