@@ -140,4 +140,17 @@ std::string JsonWriter::finish() {
   return std::exchange(out_, {}) + '\n';
 }
 
+void add_info(JsonWriter& json, const CheckpointInfo& info) {
+  json.key("step").number(info.step).key("sequence").number(info.sequence).key("parent");
+  info.parent ? json.number(*info.parent) : json.null();
+  json.key("created_ns").number(info.created_ns).key("created").text(utc_time(info.created_ns));
+  json.key("format").begin_object();
+  json.key("major").number(std::uint64_t{info.format_major});
+  json.key("minor").number(std::uint64_t{info.format_minor}).end_object();
+  json.key("bytes").number(info.bytes).key("run").text(info.run);
+  json.key("world").number(std::uint64_t{info.world}).key("metrics").begin_object();
+  for (const auto& [name, value] : info.metrics) json.key(name).number(value);
+  json.end_object();
+}
+
 }  // namespace strandline::cli

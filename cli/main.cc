@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <iostream>
+#include <string>
 #include <system_error>
 
 #include "output.h"
@@ -76,10 +77,6 @@ Examples:
 
 )";
 
-constexpr const char* kPathHelp = "A directory of checkpoints, or one checkpoint";
-constexpr const char* kJsonHelp = "Print one JSON document (plain ASCII) instead of text";
-constexpr const char* kStepHelp = "The step to take, from a directory of checkpoints";
-
 struct Options {
   strandline::cli::LsOptions ls;
   strandline::cli::InspectOptions inspect;
@@ -92,34 +89,58 @@ struct Verbs {
   CLI::App* verify = nullptr;
 };
 
+// CLI11's own check prints a range of 300 digits.
+std::string check_step(const std::string& text) {
+  return text.substr(0, 1) == "-" ? "a step is 0 or more, not " + text : "";
+}
+
+void add_path(CLI::App& verb, std::string& path) {
+  verb.add_option("PATH", path, "A directory of checkpoints, or one checkpoint")
+      ->required()
+      ->type_name("");
+}
+
+void add_step(CLI::App& verb, std::optional<std::int64_t>& step) {
+  verb.add_option("--step", step, "The step to take, from a directory of checkpoints")
+      ->type_name("N")
+      ->check(check_step);
+}
+
+void add_json(CLI::App& verb, bool& json) {
+  verb.add_flag("--json", json, "Print one JSON document (plain ASCII) instead of text");
+}
+
 Verbs declare(CLI::App& app, Options& options) {
   const std::string version = std::string("strandline ") + strandline::kVersion + " (format " +
                               std::to_string(strandline::kFormatMajor) + "." +
                               std::to_string(strandline::kFormatMinor) + ")";
   app.set_version_flag("--version", version, "Print the version and exit");
   app.footer(std::string(kMainExamples) + kExitCodes);
+  app.get_formatter()->column_width(24);
+  app.get_formatter()->label("SUBCOMMAND", "VERB");
+  app.get_formatter()->label("Positionals", "Arguments");
+  app.get_formatter()->label("REQUIRED", "");
 
   Verbs verbs;
-  verbs.ls = app.add_subcommand("ls", "List the checkpoints of a directory");
-  verbs.ls->add_option("PATH", options.ls.path, kPathHelp)->required();
-  verbs.ls->add_flag("--json", options.ls.json, kJsonHelp);
+  verbs.ls = app.add_subcommand("ls", "List the checkpoints of a directory")->group("Verbs");
+  add_path(*verbs.ls, options.ls.path);
+  add_json(*verbs.ls, options.ls.json);
   verbs.ls->footer(std::string(kLsFooter) + kExitCodes);
 
-  verbs.inspect = app.add_subcommand("inspect", "Show what a checkpoint holds");
-  verbs.inspect->add_option("PATH", options.inspect.path, kPathHelp)->required();
-  verbs.inspect->add_option("--step", options.inspect.step, kStepHelp)
-      ->check(CLI::NonNegativeNumber);
-  verbs.inspect->add_option("--keys", options.inspect.keys, "Show only what lies below this key");
-  verbs.inspect->add_flag("--json", options.inspect.json, kJsonHelp);
+  verbs.inspect = app.add_subcommand("inspect", "Show what a checkpoint holds")->group("Verbs");
+  add_path(*verbs.inspect, options.inspect.path);
+  add_step(*verbs.inspect, options.inspect.step);
+  verbs.inspect->add_option("--keys", options.inspect.keys, "Show only what lies below this key")
+      ->type_name("KEY");
+  add_json(*verbs.inspect, options.inspect.json);
   verbs.inspect->footer(std::string(kInspectFooter) + kExitCodes);
 
-  verbs.verify = app.add_subcommand("verify", "Read all of a checkpoint and report damage");
-  verbs.verify->add_option("PATH", options.verify.path, kPathHelp)->required();
-  auto* step = verbs.verify->add_option("--step", options.verify.step, kStepHelp)
-                   ->check(CLI::NonNegativeNumber);
-  verbs.verify->add_flag("--all", options.verify.all, "Take every step of the directory")
-      ->excludes(step);
-  verbs.verify->add_flag("--json", options.verify.json, kJsonHelp);
+  verbs.verify =
+      app.add_subcommand("verify", "Read all of a checkpoint and report damage")->group("Verbs");
+  add_path(*verbs.verify, options.verify.path);
+  add_step(*verbs.verify, options.verify.step);
+  verbs.verify->add_flag("--all", options.verify.all, "Take every step of the directory");
+  add_json(*verbs.verify, options.verify.json);
   verbs.verify->footer(std::string(kVerifyFooter) + kExitCodes);
   return verbs;
 }
@@ -138,12 +159,13 @@ int main(int argc, char** argv) {
   CLI::App app("Looks at Strandline checkpoints; never changes them.", "strandline");
   Options options;
   const Verbs verbs = declare(app, options);
-  app.get_formatter()->column_width(24);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::Success& request) {
+    return app.exit(request);  // Prints the help or the version.
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error, std::cout, std::cerr);  // Prints help, version or the error.
-    return static_cast<int>(code == 0 ? ExitCode::kFine : ExitCode::kUsage);
+    complain(std::string(error.what()) + "; see strandline --help");
+    return static_cast<int>(ExitCode::kUsage);
   }
   if (app.get_subcommands().empty()) {
     std::cerr << app.help();

@@ -249,6 +249,10 @@ Result<std::vector<Target>> find_targets(const VerifyOptions& options) {
 }  // namespace
 
 ExitCode run_verify(const VerifyOptions& options, Output& output) {
+  if (options.step && options.all) {
+    complain("--step and --all exclude each other");
+    return ExitCode::kUsage;
+  }
   if ((options.step || options.all) && is_checkpoint(options.path)) {
     complain("--step and --all need a directory of checkpoints; '" + options.path +
              "' is one checkpoint");
