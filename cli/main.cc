@@ -68,8 +68,9 @@ Examples:
 )";
 
 constexpr const char* kVerifyFooter =
-    R"(Reads every byte of every file, compares it with its digest, and names each damage by file and key.
-Of a directory, the newest step is read, and steps with an unreadable manifest are reported.
+    R"(Reads every byte of every file, compares it with its digest, and names each damage by
+file and key. Of a directory, the newest step is read, and steps with an unreadable manifest are
+reported.
 
 Examples:
   strandline verify checkpoints/step-00001200

@@ -17,3 +17,13 @@ add_test(NAME Packaging.ASubdirectoryKeepsToItself
 set_tests_properties(Tree.IsTidy Tree.TidyFindsEachViolation
   Packaging.AnInstalledLibraryIsFoundAndUsed Packaging.ASubdirectoryKeepsToItself
   PROPERTIES TIMEOUT 300)
+
+# The tools, run from outside: by gtest cases (tests/cli) and by scripts.
+if(NOT STRANDLINE_TOOLS)
+  message(FATAL_ERROR "The tests run the tools: STRANDLINE_TESTS needs STRANDLINE_TOOLS=ON")
+endif()
+add_dependencies(strandline_tests strandline_cli strandline_trainer)
+add_test(NAME Trainer.ResumesBitForBit
+  COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/crash/trainer_test.py
+    $<TARGET_FILE:strandline_trainer>)
+set_tests_properties(Trainer.ResumesBitForBit PROPERTIES TIMEOUT 300)

@@ -10,11 +10,13 @@
 #include <fstream>
 #include <iterator>
 #include <numeric>
+#include <sstream>
 
 #include "format/digest.h"
 #include "process.h"
 #include "strandline/checkpointer.h"
 #include "strandline/version.h"
+#include "testing/temporary_directory.h"
 
 namespace strandline::testing {
 namespace {
@@ -67,13 +69,7 @@ void rewrite_manifest(const fs::path& step, const std::string& from, const std::
 
 class Cli : public ::testing::Test {
  protected:
-  Cli() {
-    std::string pattern = ::testing::TempDir() + "strandline_cli_XXXXXX";
-    EXPECT_NE(mkdtemp(pattern.data()), nullptr);
-    directory_ = pattern;
-    std::iota(weights_.begin(), weights_.end(), 0.0f);
-  }
-  ~Cli() override { fs::remove_all(directory_); }
+  Cli() { std::iota(weights_.begin(), weights_.end(), 0.0f); }
 
   StateDict state() {
     const auto weights = TensorView::of(weights_, {3, 4});
@@ -85,7 +81,7 @@ class Cli : public ::testing::Test {
   }
 
   void save(std::int64_t step, const StateDict& state, const SaveOptions& options = {}) {
-    auto checkpointer = Checkpointer::open(directory_);
+    auto checkpointer = Checkpointer::open(directory_.path());
     ASSERT_TRUE(checkpointer) << checkpointer.error().text();
     const auto save = checkpointer->save(step, state, options);
     ASSERT_TRUE(save) << save.error().text();
@@ -97,7 +93,7 @@ class Cli : public ::testing::Test {
     save(step, state(), {.metrics = {{"loss", 0.5}}, .metadata = {{"note", "first light"}}});
   }
 
-  [[nodiscard]] std::string path() const { return directory_.string(); }
+  [[nodiscard]] std::string path() const { return directory_.path().string(); }
   [[nodiscard]] fs::path step_path(std::int64_t step) const {
     std::string digits = std::to_string(step);
     digits.insert(0, 8 - digits.size(), '0');
@@ -114,7 +110,7 @@ class Cli : public ::testing::Test {
     return parsed.error() == simdjson::SUCCESS ? parsed.value_unsafe() : simdjson::dom::element();
   }
 
-  fs::path directory_;
+  TemporaryDirectory directory_;
   std::array<float, 12> weights_{};
   std::array<float, 5> momentum_{};
   simdjson::dom::parser parser_;

@@ -27,9 +27,7 @@ def command(directory, *options):
 
 
 def training(directory):
-    return command(
-        directory, "--steps", STEPS, "--save-every", SAVE_EVERY, "--features", FEATURES
-    )
+    return command(directory, "--steps", STEPS, "--save-every", SAVE_EVERY, "--features", FEATURES)
 
 
 def run(arguments):
@@ -114,9 +112,14 @@ class TrainerTest(unittest.TestCase):
         self.assertEqual(other.stdout, "")
 
     def test_wrong_usage_is_told(self):
-        for arguments in [], ["--steps"], [self.directory, "--steps"], [
-            self.directory, "--steps", "ten"], [self.directory, "--steps", 0], [
-            self.directory, "--colour", 1]:
+        for arguments in (
+            [],
+            ["--steps"],
+            [self.directory, "--steps"],
+            [self.directory, "--steps", "ten"],
+            [self.directory, "--steps", 0],
+            [self.directory, "--colour", 1],
+        ):
             result = run([TRAINER, *map(str, arguments)])
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn("usage:", result.stderr)
