@@ -8,7 +8,6 @@
 
 #include <strandline/checkpointer.h>
 
-#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -18,8 +17,7 @@
 
 namespace {
 
-using strandline::StateDict;
-using strandline::TensorView;
+using strandline::StateDict, strandline::TensorView;
 
 constexpr std::size_t kBatch = 8;
 
@@ -52,8 +50,7 @@ class Job {
 
   // One step on a fresh batch, whose mean loss it returns.
   float train() {
-    std::vector<float> gradient(weights_.size());
-    std::vector<float> input(weights_.size());
+    std::vector<float> gradient(weights_.size()), input(weights_.size());
     float loss = 0;
     for (std::size_t sample = 0; sample < kBatch; ++sample) {
       for (float& value : input) value = uniform();
@@ -82,7 +79,7 @@ class Job {
   std::vector<float> weights_;
   std::vector<float> momentum_;
   double learning_rate_ = 0.5;
-  std::array<std::uint64_t, 1> random_{20'260'101};
+  std::vector<std::uint64_t> random_{20'260'101};
 };
 
 int report(const strandline::Error& error) {
@@ -130,8 +127,7 @@ bool parse(int argc, char** argv, Options& options) {
   if (argc < 2 || argc % 2 != 0 || argv[1][0] == '-') return false;
   options.directory = argv[1];
   for (int i = 2; i < argc; i += 2) {
-    const std::string_view name = argv[i];
-    const std::string_view text = argv[i + 1];
+    const std::string_view name = argv[i], text = argv[i + 1];
     std::int64_t* number = name == "--steps"        ? &options.steps
                            : name == "--save-every" ? &options.save_every
                            : name == "--features"   ? &options.features
