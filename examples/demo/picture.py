@@ -23,7 +23,7 @@ BLOCKED = "#c1121f"
 WRITING = "#7fb77e"
 KILL = "#222222"
 
-ZOOM_S = 3.0  # seconds before the kill that the second panel shows
+ZOOM_SAVES = 2  # complete saves before the kill that the second panel shows
 
 
 def draw(
@@ -35,7 +35,7 @@ def draw(
     compared: int,
 ) -> None:
     figure = plt.figure(figsize=(13, 10.5), layout="constrained")
-    grid = figure.add_gridspec(3, 2, height_ratios=(5, 3.2, 3.2))
+    grid = figure.add_gridspec(3, 2, height_ratios=(5, 3, 2.6))
     draw_losses(figure.add_subplot(grid[0, :]), uninterrupted, killed, resumed, compared)
     draw_last_seconds(figure.add_subplot(grid[1, :]), killed)
     draw_costs(figure.add_subplot(grid[2, 0]), rows, "blocked_ms", "blocked per save")
@@ -119,6 +119,10 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
     blocked = {e["step"]: e["blocked_ms"] / 1e3 for e in of(killed, "saved")}
     durable = {e["step"]: e["durable_ms"] / 1e3 for e in of(killed, "durable")}
 
+    # From half an interval between saves before the first that is shown.
+    shown = sorted(began.values())[-ZOOM_SAVES - 1 :]
+    window = killed_at - shown[0] + (shown[-1] - shown[0]) / ZOOM_SAVES / 2
+
     previous = None
     for event in killed:
         if event["event"] == "step":
@@ -127,7 +131,7 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
                 width = event["time"] - previous
                 shade = 0.85 if event["step"] % 2 else 0.55
                 axes.broken_barh([(start, width)], (1.1, 0.8), color=KILLED, alpha=shade)
-                if start > -ZOOM_S:
+                if start > -window:
                     axes.text(start + width / 2, 1.5, str(event["step"]), color="white",
                               ha="center", va="center", fontsize=7, clip_on=True)  # fmt: skip
             previous = event["time"]
@@ -139,16 +143,16 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
         axes.broken_barh([(start, span)], (1.1, 0.8), color=BLOCKED, linewidth=0)
         end = start + durable[step] if step in durable else 0.0
         axes.broken_barh([(start + span, end - start - span)], (0.1, 0.8), color=WRITING)
-        if start < -ZOOM_S:
+        if start < -window:
             continue
-        told = f"save of step {step}: blocked {span * 1e3:.0f} ms, "
-        told += f"durable after {durable[step] * 1e3:.0f} ms" if step in durable else "killed"
-        axes.annotate(told, (start, 2.0), xytext=(0, 5), textcoords="offset points",
-                      ha="right" if step not in durable else "center")  # fmt: skip
+        told = f"save of step {step}\nblocked {span * 1e3:.0f} ms, "
+        told += f"durable after {durable[step] * 1e3:.0f} ms" if step in durable else "then killed"
+        axes.annotate(told, (start, 1.9), xytext=(0, 5), textcoords="offset points",
+                      ha="left" if step in durable else "right")  # fmt: skip
     axes.plot([0], [0.5], "x", color=KILL, markersize=11, markeredgewidth=2.5, clip_on=False)
     axes.axvline(0, color=KILL, linewidth=1.2, linestyle="--")
-    axes.set_xlim(-ZOOM_S, 0.03 * ZOOM_S)
-    axes.set_ylim(0, 2.5)
+    axes.set_xlim(-window, 0.03 * window)
+    axes.set_ylim(-0.5, 2.6)
     axes.set_yticks([0.5, 1.5], ["behind it", "the trainer"])
     axes.set_xlabel("seconds before the kill")
     axes.set_title("The last seconds of the killed run, to scale", loc="left", fontweight="bold")
@@ -161,7 +165,7 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
         loc="lower left",
         ncols=3,
         frameon=False,
-        bbox_to_anchor=(0.0, -0.03),
+        bbox_to_anchor=(0.0, -0.04),
     )
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -176,9 +180,9 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]], key: str, title: str) -> 
         axes.plot([min(values), max(values)], [place, place], color=KILL, linewidth=1.5, marker="|")
         axes.annotate(f"{middle:.1f} ms", (max(values), place), xytext=(6, 0),
                       textcoords="offset points", va="center")  # fmt: skip
-    names = [row["name"].replace(" + ", "\n+ ", 1) for row in reversed(rows)]
+    names = [row["name"].replace(" + ", "\n+ ") for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), names)
     axes.set_xlim(0, 1.22 * max(max(row[key]) for row in rows))
-    axes.set_xlabel("milliseconds: median, with the range from least to most")
+    axes.set_xlabel("milliseconds (median; the line spans least to most)")
     axes.set_title(title, loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)

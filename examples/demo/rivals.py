@@ -8,6 +8,9 @@ Two times are taken for each save, both from the call on:
   blocked   until the trainer may change the state again,
   durable   until a power cut would no longer lose the checkpoint: files and directory are synced.
 
+Strandline's times include its digest of every byte, reading the new checkpoint's headers back, and
+removing the oldest; the rivals do none of that.
+
 The rivals run at the best settings that they offer on a CPU: a few rounds before the measurement
 try them all, and the quickest is kept. PyTorch's stager has an asynchronous mode, in which the call
 returns at once and a Future resolves when the copy is done. Until then the state must not change,
@@ -163,7 +166,10 @@ def keep_only(directory: Path, step: int) -> None:
 
 @dataclass
 class Measured:
+    """The times of one contender. Its first save also sets up its buffers, and is kept apart."""
+
     contender: Contender
+    first_ms: tuple[float, float] = (0.0, 0.0)
     blocked_ms: list[float] = field(default_factory=list)
     durable_ms: list[float] = field(default_factory=list)
 
@@ -171,6 +177,7 @@ class Measured:
         return {
             "name": self.contender.name,
             "settings": self.contender.settings,
+            "first_ms": self.first_ms,
             "blocked_ms": self.blocked_ms,
             "durable_ms": self.durable_ms,
         }
@@ -179,13 +186,15 @@ class Measured:
 def measure(
     contenders: list[Contender], rounds: int, train: Callable[[], int], job: Job
 ) -> list[Measured]:
-    """Lets the contenders save in turns; the first save of each, a warm-up, is not counted."""
+    """Lets the contenders save in turns, each once more than the rounds: the first is a warm-up."""
     results = [Measured(contender) for contender in contenders]
     for number in range(rounds + 1):
         turn = number % len(results)
         for result in results[turn:] + results[:turn]:
             blocked, durable = result.contender.save(train(), job)
-            if number > 0:
+            if number == 0:
+                result.first_ms = (blocked, durable)
+            else:
                 result.blocked_ms.append(blocked)
                 result.durable_ms.append(durable)
     return results

@@ -25,10 +25,6 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-# The demo needs no network: say so before transformers is imported.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
