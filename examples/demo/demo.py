@@ -51,7 +51,7 @@ ENVIRONMENT = {
 Event = dict[str, Any]
 
 
-class DemoFailed(Exception):
+class DemoError(Exception):
     """Something that the demo shows did not hold; the message says what."""
 
 
@@ -75,11 +75,14 @@ class Demo:
         command = [sys.executable, "-u", str(HERE / script), *map(str, arguments)]
         if self.quick:
             command.append("--quick")
-        process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT})
+        # In a session of its own, so that Ctrl-C reaches this process alone, which then ends it.
+        process = subprocess.Popen(
+            command, env={**os.environ, **ENVIRONMENT}, start_new_session=True
+        )
         try:
             return process.wait(timeout=deadline_s)
         except subprocess.TimeoutExpired:
-            raise DemoFailed(f"{script} did not end within {deadline_s:.0f} s") from None
+            raise DemoError(f"{script} did not end within {deadline_s:.0f} s") from None
         finally:  # also after Ctrl-C: no process is left behind
             if process.poll() is None:
                 process.terminate()
@@ -91,7 +94,7 @@ class Demo:
 
     def must_succeed(self, status: int, what: str) -> None:
         if status != 0:
-            raise DemoFailed(f"{what} ended with status {status}; its messages are above")
+            raise DemoError(f"{what} ended with status {status}; its messages are above")
 
     def log(self, name: str) -> list[Event]:
         return read_log(self.output / f"{name}.jsonl")
@@ -115,12 +118,12 @@ class Demo:
             deadline_s=TRAINING_DEADLINE_S,
         )
         if status != -signal.SIGKILL:
-            raise DemoFailed(f"run B should have been killed in a save, but ended with {status}")
+            raise DemoError(f"run B should have been killed in a save, but ended with {status}")
         kill = of(self.log("killed"), "kill")[0]
         complete = sorted(path.name for path in self.checkpoints.glob("step-*"))
         partial = sorted(self.checkpoints.glob(f".step-{kill['step']:08d}.partial-*"))
         if not partial or f"step-{kill['step']:08d}" in complete:
-            raise DemoFailed("run B was not killed in the middle of a save: nothing was left over")
+            raise DemoError("run B was not killed in the middle of a save: nothing was left over")
         self.summary["kill"] = {
             "step": kill["step"],
             "bytes_written": kill["bytes_written"],
@@ -129,8 +132,11 @@ class Demo:
             "files": {file.name: file.stat().st_size for file in sorted(partial[0].iterdir())},
             "complete": complete,
         }
-        print(f"    killed in the save of step {kill['step']}, with {megabytes(kill['bytes_written'])}"
-              f" of {megabytes(kill['bytes_total'])} written; it left this behind:")  # fmt: skip
+        print(
+            f"    killed in the save of step {kill['step']},"
+            f" with {megabytes(kill['bytes_written'])} of {megabytes(kill['bytes_total'])} written;"
+            " it left this behind:"
+        )
         print(f"      {partial[0].name}/")
         for name, size in self.summary["kill"]["files"].items():
             print(f"        {name}  {megabytes(size)}")
@@ -165,9 +171,9 @@ class Demo:
             "seconds_training": duration(killed) + duration(resumed),
         }
         if differences:
-            raise DemoFailed(f"{len(differences)} of {compared} losses differ: {differences[0]} …")
+            raise DemoError(f"{len(differences)} of {compared} losses differ: {differences[0]} …")
         if not self.summary["training"]["fingerprints_equal"]:
-            raise DemoFailed("the losses are equal, but the final states of A and C differ")
+            raise DemoError("the losses are equal, but the final states of A and C differ")
         print(f"    {compared} losses compared with A's, each equal to the last bit")
 
     def measure_rivals(self) -> None:
@@ -195,13 +201,13 @@ class Demo:
         model = next(shard for shard in found["safetensors"] if shard["file"].startswith("model-"))
         loaded = found["transformers"]
         if model["equal_to_the_model"] != model["tensors"]:
-            raise DemoFailed("safetensors read other weights than the model's")
+            raise DemoError("safetensors read other weights than the model's")
         if loaded["missing_keys"] or loaded["unexpected_keys"] or loaded["mismatched_keys"]:
-            raise DemoFailed(f"from_pretrained did not find what it expected: {loaded}")
+            raise DemoError(f"from_pretrained did not find what it expected: {loaded}")
         if not loaded["logits_equal"]:
-            raise DemoFailed("the model that from_pretrained loaded gives other logits")
+            raise DemoError("the model that from_pretrained loaded gives other logits")
         if found["fingerprint"] != of(self.log("uninterrupted"), "end")[0]["fingerprint"]:
-            raise DemoFailed("the last checkpoint is not the state at the end of training")
+            raise DemoError("the last checkpoint is not the state at the end of training")
 
     def draw(self) -> None:
         self.heading("Drawing the picture")
@@ -277,8 +283,10 @@ def print_costs(costs: dict[str, Any]) -> None:
     """The table of what a save costs, and how the rivals compare with Strandline."""
     rows = costs["rows"]
     ours = {key: statistics.median(rows[0][key]) for key in ("blocked_ms", "durable_ms")}
-    print(f"  {len(rows[0]['blocked_ms'])} saves of the same job each, in turns; milliseconds:"
-          " median (least - most), ratio of medians to Strandline's")  # fmt: skip
+    print(
+        f"  {len(rows[0]['blocked_ms'])} saves of the same job each, in turns; milliseconds:"
+        " median (least - most), ratio of medians to Strandline's"
+    )
     print(f"    {'':36}{'blocked':>28}{'':7}{'until durable':>28}")
     for row in rows:
         cells = ""
@@ -294,18 +302,26 @@ def print_costs(costs: dict[str, Any]) -> None:
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     training, kill, readers = summary["training"], summary["kill"], summary["readers"]
-    print(f"  Job: GPT-2 with {training['parameters'] / 1e6:.1f} million parameters, AdamW, warm-up"
-          f" and cosine, dropout;\n    a checkpoint has {megabytes(kill['bytes_total'])}."
-          f" Text: {training['text']}, {training['text_bytes'] / 1e3:.0f} kB.")  # fmt: skip
-    print(f"  Killed in the save of step {kill['step']}, which left {kill['left_behind']}/;"
-          f" resumed at step {training['resumed_from']}.")  # fmt: skip
-    print(f"  Losses: {training['losses_compared']} of the killed and the resumed run compared with"
-          f" the uninterrupted one: {len(training['differences'])} differ.")  # fmt: skip
+    print(
+        f"  Job: GPT-2 with {training['parameters'] / 1e6:.1f} million parameters, AdamW, warm-up"
+        f" and cosine, dropout;\n    a checkpoint has {megabytes(kill['bytes_total'])}."
+        f" Text: {training['text']}, {training['text_bytes'] / 1e3:.0f} kB."
+    )
+    print(
+        f"  Killed in the save of step {kill['step']}, which left {kill['left_behind']}/;"
+        f" resumed at step {training['resumed_from']}."
+    )
+    print(
+        f"  Losses: {training['losses_compared']} of the killed and the resumed run compared with"
+        f" the uninterrupted one: {len(training['differences'])} differ."
+    )
     print("  State at the end (weights, optimizer, schedule, generator): equal, by SHA-256.")
     share = 100 * training["seconds_saving"] / training["seconds_training"]
-    print(f"  Saving while training: {training['saves']} saves, each blocked"
-          f" {statistics.median(training['blocked_ms']):.1f} ms (median; the first"
-          f" {training['blocked_ms'][0]:.1f}), {share:.2f} % of the time.")  # fmt: skip
+    print(
+        f"  Saving while training: {training['saves']} saves, each blocked"
+        f" {statistics.median(training['blocked_ms']):.1f} ms (median; the first"
+        f" {training['blocked_ms'][0]:.1f}), {share:.2f} % of the time."
+    )
     print_costs(summary["costs"])
     print("  Opened by safetensors:")
     for shard in readers["safetensors"]:
@@ -313,9 +329,11 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
         told = f", {equal} equal to the model's" if equal is not None else ""
         print(f"    {shard['file']}: {shard['tensors']} tensors{told}; {shard['first']}")
     loaded = readers["transformers"]
-    print(f"  Opened by transformers' from_pretrained({readers['step_directory']}):"
-          f" {len(loaded['missing_keys'])} keys missing, {len(loaded['unexpected_keys'])}"
-          f" unexpected; {loaded['logits']} logits equal.")  # fmt: skip
+    print(
+        f"  Opened by transformers' from_pretrained({readers['step_directory']}):"
+        f" {len(loaded['missing_keys'])} keys missing, {len(loaded['unexpected_keys'])}"
+        f" unexpected; {loaded['logits']} logits equal."
+    )
     print(f"  Picture: {output / 'timeline.png'}\n  Numbers: {output / 'summary.json'}")
     print(f"  All of it took {summary['seconds']:.0f} s.")
 
@@ -344,8 +362,8 @@ def prepare(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def on_terminate(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt  # SIGTERM ends the children like Ctrl-C does
+def interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -355,11 +373,12 @@ def main() -> int:
     arguments = parser.parse_args()
 
     output = arguments.output.resolve()
-    signal.signal(signal.SIGTERM, on_terminate)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # They end the children like Ctrl-C does.
+        signal.signal(ending, interrupt)
     prepare(output)
     try:
         Demo(output, arguments.quick).run()
-    except DemoFailed as failure:
+    except DemoError as failure:
         print(f"\nThe demo FAILED: {failure}\nWhat it left is in {output}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -88,10 +88,26 @@ def draw_losses(
     # One tick for each save, below the curves.
     for events, color in ((killed, KILLED), (resumed, RESUMED)):
         saved = [event["step"] for event in of(events, "durable")]
-        axes.plot(saved, [0.02] * len(saved), "|", color=color, markersize=11, markeredgewidth=2,
-                  transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
-    axes.plot([killed_at], [0.02], "x", color=KILL, markersize=8, markeredgewidth=2,
-              transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        axes.plot(
+            saved,
+            [0.02] * len(saved),
+            "|",
+            color=color,
+            markersize=11,
+            markeredgewidth=2,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
+    axes.plot(
+        [killed_at],
+        [0.02],
+        "x",
+        color=KILL,
+        markersize=8,
+        markeredgewidth=2,
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+    )
     axes.set_xlim(0, losses(uninterrupted)[0][-1] + 1)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss (nats per byte)")
@@ -102,11 +118,27 @@ def draw_losses(
         fontweight="bold",
     )
     marks = [
-        Line2D([], [], color=KILLED, marker="|", linestyle="", markersize=11, markeredgewidth=2,
-               label="a checkpoint became durable"),
-        Line2D([], [], color=KILL, marker="x", linestyle="", markersize=8, markeredgewidth=2,
-               label="a save that was killed"),
-    ]  # fmt: skip
+        Line2D(
+            [],
+            [],
+            color=KILLED,
+            marker="|",
+            linestyle="",
+            markersize=11,
+            markeredgewidth=2,
+            label="a checkpoint became durable",
+        ),
+        Line2D(
+            [],
+            [],
+            color=KILL,
+            marker="x",
+            linestyle="",
+            markersize=8,
+            markeredgewidth=2,
+            label="a save that was killed",
+        ),
+    ]
     handles, _ = axes.get_legend_handles_labels()
     axes.legend(handles=handles + marks, loc="center right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -132,8 +164,16 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
                 shade = 0.85 if event["step"] % 2 else 0.55
                 axes.broken_barh([(start, width)], (1.1, 0.8), color=KILLED, alpha=shade)
                 if start > -window:
-                    axes.text(start + width / 2, 1.5, str(event["step"]), color="white",
-                              ha="center", va="center", fontsize=7, clip_on=True)  # fmt: skip
+                    axes.text(
+                        start + width / 2,
+                        1.5,
+                        str(event["step"]),
+                        color="white",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        clip_on=True,
+                    )
             previous = event["time"]
         elif event["event"] == "saved":
             previous = event["time"]
@@ -147,8 +187,13 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
             continue
         told = f"save of step {step}\nblocked {span * 1e3:.0f} ms, "
         told += f"durable after {durable[step] * 1e3:.0f} ms" if step in durable else "then killed"
-        axes.annotate(told, (start, 1.9), xytext=(0, 5), textcoords="offset points",
-                      ha="left" if step in durable else "right")  # fmt: skip
+        axes.annotate(
+            told,
+            (start, 1.9),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="left" if step in durable else "right",
+        )
     axes.plot([0], [0.5], "x", color=KILL, markersize=11, markeredgewidth=2.5, clip_on=False)
     axes.axvline(0, color=KILL, linewidth=1.2, linestyle="--")
     axes.set_xlim(-window, 0.03 * window)
@@ -178,8 +223,13 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]], key: str, title: str) -> 
         color = BLOCKED if key == "blocked_ms" else WRITING
         axes.barh(place, middle, height=0.55, color=color, alpha=0.85)
         axes.plot([min(values), max(values)], [place, place], color=KILL, linewidth=1.5, marker="|")
-        axes.annotate(f"{middle:.1f} ms", (max(values), place), xytext=(6, 0),
-                      textcoords="offset points", va="center")  # fmt: skip
+        axes.annotate(
+            f"{middle:.1f} ms",
+            (max(values), place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+        )
     names = [row["name"].replace(" + ", "\n+ ") for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), names)
     axes.set_xlim(0, 1.22 * max(max(row[key]) for row in rows))

@@ -29,7 +29,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import strandline
-import strandline.torch
 
 TEXT_ORIGIN = "the Python language reference (pydoc_data.topics, in Debian's libpython3-stdlib)"
 
@@ -151,8 +150,12 @@ class Log:
 
     def start(self, done: int, job: Job, text: torch.Tensor) -> None:
         parameters = sum(parameter.numel() for parameter in job["model"].parameters())
-        self.write("start", step=done, parameters=parameters, text=TEXT_ORIGIN, text_bytes=len(text))
-        print(f"    starting at step {done}: {parameters:,} parameters, {len(text):,} bytes of text")
+        self.write(
+            "start", step=done, parameters=parameters, text=TEXT_ORIGIN, text_bytes=len(text)
+        )
+        print(
+            f"    starting at step {done}: {parameters:,} parameters, {len(text):,} bytes of text"
+        )
 
     def write(self, event: str, **fields: Any) -> None:
         # The monotonic clock is the same for all processes of a machine.
@@ -244,7 +247,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

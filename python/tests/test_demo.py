@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 DEMO_DIRECTORY = Path(__file__).resolve().parents[2] / "examples" / "demo"
 
 # Many times what the quick form takes on two cores.
-DEADLINE_S = 300.0
+DEADLINE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +132,17 @@ def test_ctrl_c_ends_the_demo_and_its_children(tmp_path: Path) -> None:
         [sys.executable, "-u", DEMO_DIRECTORY / "demo.py", "--output", tmp_path],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a process group of its own, as a terminal gives
         text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if "starting at step" in line:  # the training process is at work
+        if "starting at step" in line:  # The training process is at work.
             break
-    os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    process.send_signal(signal.SIGINT)
+    # Ends when no process holds the pipe any more, so a child that outlived the demo is noticed:
+    # it would keep the pipe open until it has trained to the end.
+    rest, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Interrupted" in rest
     assert "Traceback" not in rest
-    # Its output ended, so every process that could write to it is gone; none lingers in the group.
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert "step 240 of" not in rest
