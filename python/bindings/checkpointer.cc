@@ -1,0 +1,231 @@
+// The engine's Checkpointer in Python. Every call that may block runs without the GIL; see gil.h.
+
+#include "strandline/checkpointer.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "collect.h"
+#include "errors.h"
+#include "gil.h"
+#include "options.h"
+#include "progress.h"
+#include "rebuild.h"
+
+namespace strandline::python {
+namespace {
+
+// What restore() in Python needs to bring the job up to date.
+struct RestoredTree {
+  std::int64_t step = 0;
+  nb::object tree;                      // The saved tree; matched tensors are the job's own.
+  std::vector<StatefulObject> objects;  // Whose load_state_dict() is to be called.
+  std::vector<std::string> warnings;
+};
+
+// Owns an engine. The destructor waits for the engine's threads, so it gives up the GIL.
+class Engine {
+ public:
+  Engine(nb::handle directory, CheckpointerOptions options) {
+    const std::filesystem::path path = path_of(directory);
+    engine_.emplace(
+        unwrap(without_gil([&] { return Checkpointer::open(path, std::move(options)); })));
+  }
+  ~Engine() {
+    without_gil([&] { engine_.reset(); });
+  }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  Save save(std::int64_t step, nb::handle state, nb::handle metrics, nb::handle metadata,
+            bool overwrite, const std::map<std::string, std::string>& extra_files,
+            bool allow_pickle) {
+    const auto began = std::chrono::steady_clock::now();
+    const Collected collected = collect(state, allow_pickle);
+    SaveOptions options;
+    options.metrics = metrics_of(metrics);
+    options.metadata = metadata_of(metadata);
+    options.overwrite = overwrite;
+    options.extra_files = extra_files;
+    options.collect_time = std::chrono::steady_clock::now() - began;
+    return unwrap(without_gil([&] { return engine_->save(step, collected.state, options); }));
+  }
+
+  std::optional<RestoredTree> restore(nb::handle state, std::optional<std::int64_t> step,
+                                      bool strict, bool verify_first, bool allow_pickle,
+                                      nb::object progress);
+
+  std::optional<std::int64_t> latest_step() const {
+    return unwrap(without_gil([&] { return engine_->latest_step(); }));
+  }
+  std::vector<std::int64_t> steps() const {
+    return unwrap(without_gil([&] { return engine_->steps(); }));
+  }
+
+  // Whether no save was running before the deadline.
+  bool wait_until_finished(double deadline_s) const { return wait(milliseconds_of(deadline_s)); }
+
+  std::vector<nb::object> failures() const {
+    std::vector<nb::object> exceptions;
+    for (const Error& error : engine_->failures()) exceptions.push_back(exception_of(error));
+    return exceptions;
+  }
+
+  void close() {
+    unwrap(without_gil([&] { return engine_->close(); }));
+  }
+
+  std::string path() const { return engine_->path(); }
+  std::string run() const { return engine_->run(); }
+  std::uint64_t host_bytes_in_use() const { return engine_->host_bytes_in_use(); }
+
+ private:
+  bool wait(std::chrono::milliseconds deadline) const {
+    Status ended;
+    const bool in_time = wait_in_slices(deadline, [&](auto slice) {
+      ended = engine_->wait_until_finished(slice);
+      return ended || ended.error().code != ErrorCode::kTimeout;
+    });
+    if (in_time) unwrap(std::move(ended));
+    return in_time;
+  }
+
+  std::optional<Checkpointer> engine_;
+};
+
+void check_loadable(const Collected& collected) {
+  for (const StatefulObject& stateful : collected.objects) {
+    if (nb::hasattr(stateful.object, "load_state_dict")) continue;
+    raise(Error{.code = ErrorCode::kUnsupported,
+                .message = "cannot restore '" + stateful.key_path +
+                           "': its object has state_dict() but no load_state_dict(); give it one, "
+                           "or take it out of the job and use strandline.load()",
+                .key_path = stateful.key_path});
+  }
+}
+
+TensorObjects objects_of(const Restored& restored, const Collected& collected,
+                         const Allocations& allocations) {
+  const Structure& structure = restored.state.structure();
+  TensorObjects objects;
+  objects.reserve(structure.tensors().size());
+  for (std::uint32_t i = 0; i < structure.tensors().size(); ++i) {
+    const auto destination = restored.destination[i];
+    objects.push_back(destination
+                          ? collected.tensors[*destination]
+                          : allocations.object_of(structure, i, restored.state.tensors()[i]));
+  }
+  return objects;
+}
+
+std::optional<RestoredTree> Engine::restore(nb::handle state, std::optional<std::int64_t> step,
+                                            bool strict, bool verify_first, bool allow_pickle,
+                                            nb::object progress) {
+  Collected collected = collect(state, allow_pickle);
+  check_loadable(collected);
+  Allocations allocations;
+  PythonProgress python_progress(std::move(progress));
+  RestoreOptions options;
+  options.step = step;
+  options.strict = strict;
+  options.verify_first = verify_first;
+  options.allocate = allocations.allocator();
+  options.progress = python_progress.callback();
+  auto result = without_gil([&] { return engine_->restore(collected.state, options); });
+  python_progress.raise_pending();
+  allocations.raise_pending();
+  const std::optional<Restored> restored = unwrap(std::move(result));
+  if (!restored) return std::nullopt;
+  RestoredTree tree;
+  tree.step = restored->step;
+  tree.tree =
+      tree_of(restored->state, 0, objects_of(*restored, collected, allocations), allow_pickle);
+  tree.objects = std::move(collected.objects);
+  tree.warnings = restored->warnings;
+  return tree;
+}
+
+void bind_options(nb::module_& module) {
+  using Options = CheckpointerOptions;
+  nb::class_<Options>(module, "Options", "Options of a Checkpointer.")
+      .def(nb::init<>())
+      .def_rw("keep", &Options::keep, nb::arg("value").none())
+      .def_rw("verify_data", &Options::verify_data)
+      .def_rw("opened_at", &Options::opened_at)
+      .def_rw("host_bytes_max", &Options::host_bytes_max, nb::arg("value").none())
+      .def_rw("copy_threads", &Options::copy_threads, nb::arg("value").none())
+      .def(
+          "set_policies",
+          [](Options& options, bool raise_errors, bool skip_when_memory_is_full) {
+            options.on_error = raise_errors ? ErrorPolicy::kRaise : ErrorPolicy::kWarn;
+            options.when_memory_is_full =
+                skip_when_memory_is_full ? MemoryPolicy::kSkip : MemoryPolicy::kWait;
+          },
+          nb::kw_only(), nb::arg("raise_errors"), nb::arg("skip_when_memory_is_full"))
+      .def(
+          "set_waits",
+          [](Options& options, double memory_s, double finish_s) {
+            options.memory_wait = milliseconds_of(memory_s);
+            options.finish_wait = milliseconds_of(finish_s);
+          },
+          nb::kw_only(), nb::arg("memory_s"), nb::arg("finish_s"));
+}
+
+void bind_restored(nb::module_& module) {
+  nb::class_<RestoredTree>(module, "RestoredTree", "What restore() read.")
+      .def_ro("step", &RestoredTree::step)
+      .def_prop_ro("tree", [](const RestoredTree& restored) { return restored.tree; })
+      .def_prop_ro(
+          "objects",
+          [](const RestoredTree& restored) {
+            nb::list objects;
+            for (const StatefulObject& stateful : restored.objects) {
+              objects.append(stateful.object);
+            }
+            return objects;
+          },
+          "The objects whose load_state_dict() is to be called.")
+      .def_ro("warnings", &RestoredTree::warnings);
+}
+
+}  // namespace
+
+void bind_checkpointer(nb::module_& module) {
+  bind_options(module);
+  bind_restored(module);
+  nb::class_<Engine>(module, "Checkpointer", "The engine behind strandline.Checkpointer.")
+      .def(
+          "__init__",
+          [](Engine* self, nb::handle directory, const CheckpointerOptions& options) {
+            new (self) Engine(directory, options);
+          },
+          nb::arg("directory"), nb::arg("options"))
+      .def("save", &Engine::save, nb::arg("step"), nb::arg("state"), nb::kw_only(),
+           nb::arg("metrics").none(), nb::arg("metadata").none(), nb::arg("overwrite"),
+           nb::arg("extra_files"), nb::arg("allow_pickle"))
+      .def("restore", &Engine::restore, nb::arg("state"), nb::kw_only(), nb::arg("step").none(),
+           nb::arg("strict"), nb::arg("verify_first"), nb::arg("allow_pickle"),
+           nb::arg("progress").none())
+      .def("latest_step", &Engine::latest_step)
+      .def("steps", &Engine::steps)
+      .def("wait_until_finished", &Engine::wait_until_finished, nb::arg("deadline_s"),
+           "Whether no save was running before the deadline.")
+      .def("failures", &Engine::failures)
+      .def("close", &Engine::close)
+      .def_prop_ro("path", [](const Engine& engine) { return text_of_path(engine.path()); })
+      .def_prop_ro("run", &Engine::run)
+      .def_prop_ro("host_bytes_in_use", &Engine::host_bytes_in_use);
+}
+
+}  // namespace strandline::python

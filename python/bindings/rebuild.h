@@ -1,0 +1,51 @@
+/// @file
+/// From what the engine read to Python objects: memory for tensors, and the tree.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "arrays.h"
+#include "strandline/checkpoint.h"
+
+namespace strandline::python {
+
+namespace nb = nanobind;
+
+/// The tensors and arrays that the engine asked for while it read. Must be destroyed with the GIL,
+/// after the views that the engine returned are no longer used.
+class Allocations {
+ public:
+  /// The callback for the engine; `*this` must outlive its calls. It takes the GIL.
+  [[nodiscard]] Allocator allocator();
+
+  /// Raises what Python raised in the callback, if it did.
+  void raise_pending();
+
+  /// The object whose memory begins at a view's: made for this tensor, or over a part of one made
+  /// for another.
+  [[nodiscard]] nb::object object_of(const Structure& structure, std::uint32_t tensor,
+                                     const TensorView& view) const;
+
+ private:
+  Result<TensorView> allocate(const Structure& structure, std::uint32_t tensor);
+
+  std::unordered_map<std::uint32_t, NewArray> by_tensor_;
+  std::map<const std::byte*, std::uint32_t> by_address_;  ///< The tensor whose memory begins there.
+  std::optional<nb::python_error> pending_;
+};
+
+/// What the tensors of a tree become: index of the tensor to its object.
+using TensorObjects = std::vector<nb::object>;
+
+/// The Python tree of the node of a state and all below it. Raises UnsupportedError naming the key
+/// path of a value that cannot be made. REQUIRES: the GIL; an object for each tensor below `node`.
+nb::object tree_of(const StateDict& state, std::uint32_t node, const TensorObjects& tensors,
+                   bool allow_pickle);
+
+}  // namespace strandline::python
