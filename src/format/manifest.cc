@@ -366,8 +366,10 @@ class EntryReader {
     }));
     if (entry.parts.empty()) return node.corrupt("is empty: the tensor is nowhere");
     const TensorPart& part = entry.parts.front();
+    const auto is_zero = [](std::uint64_t offset) { return offset == 0; };
     const bool is_whole = entry.parts.size() == 1 && part.shape == shape &&
-                          part.offset == std::vector<std::uint64_t>(shape.size(), 0);
+                          part.offset.size() == shape.size() &&
+                          std::all_of(part.offset.begin(), part.offset.end(), is_zero);
     if (is_whole) return {};
     return failure(ErrorCode::kUnsupported,
                    fmt::format("{}: the tensor is stored in pieces, which this Strandline cannot "
