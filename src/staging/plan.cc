@@ -60,6 +60,12 @@ using Aliases = std::vector<std::optional<Alias>>;  // One per tensor of the str
 
 Status check_views(const StateDict& state) {
   const Structure& structure = state.structure();
+  if (state.tensors().size() != structure.tensors().size()) {
+    return failure(ErrorCode::kInvalidArgument,
+                   "the state dict was built with " + std::to_string(structure.tensors().size()) +
+                       " tensors but has " + std::to_string(state.tensors().size()) +
+                       " views: give every tensor one");
+  }
   for (std::size_t i = 0; i < structure.tensors().size(); ++i) {
     const Structure::Tensor& declared = structure.tensors()[i];
     const TensorView& view = state.tensors()[i];

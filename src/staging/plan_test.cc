@@ -236,6 +236,8 @@ TEST(Plan, AViewThatIsNotWhatTheStateWasBuiltWithIsRefused) {
   StateDict state{{"model", StateDict{{"weight", TensorView::of(floats)}}}};
   state.tensors()[0].shape = {6};
   EXPECT_EQ(plan_files(state).error().code, ErrorCode::kInvalidArgument);
+  state.tensors().clear();
+  EXPECT_EQ(plan_files(state).error().code, ErrorCode::kInvalidArgument);
 }
 
 // Whatever the aliases are, the bytes that they point to are the tensor's own.

@@ -144,6 +144,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
 
 Result<std::shared_ptr<const Plan>> Snapshotter::make_plan(const StateDict& state) const {
   STRANDLINE_RETURN_IF_ERROR(state.construction());
+  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, plan_files(state));
   for (std::size_t i = 0; i < state.tensors().size(); ++i) {
     const DeviceId& device = state.tensors()[i].device;
     if (devices_.find(device.kind) != nullptr) continue;
@@ -153,7 +154,7 @@ Result<std::shared_ptr<const Plan>> Snapshotter::make_plan(const StateDict& stat
                     "', which this build cannot copy from: move it to the host before saving";
     return failure(std::move(error));
   }
-  return plan_files(state);
+  return plan;
 }
 
 // The snapshot without memory.
