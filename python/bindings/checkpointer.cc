@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -34,16 +35,24 @@ struct RestoredTree {
   std::vector<std::string> warnings;
 };
 
-// Owns an engine. The destructor waits for the engine's threads, so it gives up the GIL.
+// How long close() still waits for saves; the wait that Ctrl-C can end comes before it.
+constexpr std::chrono::milliseconds kCloseGrace{1000};
+
+// Owns an engine. The destructor waits for running saves, so it gives up the GIL.
 class Engine {
  public:
-  Engine(nb::handle directory, CheckpointerOptions options) {
+  Engine(nb::handle directory, CheckpointerOptions options) : finish_wait_(options.finish_wait) {
+    options.finish_wait = std::min(options.finish_wait, kCloseGrace);
     const std::filesystem::path path = path_of(directory);
     engine_.emplace(
         unwrap(without_gil([&] { return Checkpointer::open(path, std::move(options)); })));
   }
   ~Engine() {
-    without_gil([&] { engine_.reset(); });
+    without_gil([&] {
+      // What went wrong is dropped with the engine; close() is how to hear of it.
+      (void)engine_->wait_until_finished(finish_wait_);
+      engine_.reset();
+    });
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -102,6 +111,7 @@ class Engine {
   }
 
   std::optional<Checkpointer> engine_;
+  std::chrono::milliseconds finish_wait_;
 };
 
 void check_loadable(const Collected& collected) {
@@ -122,9 +132,14 @@ TensorObjects objects_of(const Restored& restored, const Collected& collected,
   objects.reserve(structure.tensors().size());
   for (std::uint32_t i = 0; i < structure.tensors().size(); ++i) {
     const auto destination = restored.destination[i];
-    objects.push_back(destination
-                          ? collected.tensors[*destination]
-                          : allocations.object_of(structure, i, restored.state.tensors()[i]));
+    const TensorView& view = restored.state.tensors()[i];
+    if (destination) {
+      objects.push_back(collected.tensors[*destination]);
+    } else if (view.data == nullptr && view.byte_count() > 0) {
+      objects.emplace_back();  // A name that is left alone (`strict` off).
+    } else {
+      objects.push_back(allocations.object_of(structure, i, view));
+    }
   }
   return objects;
 }

@@ -131,6 +131,7 @@ class TreeMaker {
       const nb::object key =
           python::object_of(nodes[child].key, false, structure().path_text(child));
       const nb::object value = make(child);
+      if (!value.is_valid()) continue;
       checked_status(PyObject_SetItem(mapping.ptr(), key.ptr(), value.ptr()));
     }
     check_count(index, mapping);
@@ -142,7 +143,9 @@ class TreeMaker {
     const auto& nodes = structure().nodes();
     std::size_t count = 0;
     for (auto child = index + 1; child < nodes[index].end; child = nodes[child].end) {
-      if (!nodes[child].metadata) ++count;
+      const bool left_out = nodes[child].kind == NodeKind::kTensor &&
+                            !tensors_[nodes[child].leaf].is_valid();
+      if (!nodes[child].metadata && !left_out) ++count;
     }
     if (nb::len(mapping) == count) return;
     const std::string path = structure().path_text(index);

@@ -1,0 +1,427 @@
+"""The package's own surface: handles, keys, warnings, progress, options, types."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import strandline
+
+
+def test_everything_public_is_exported_and_shown_under_the_packages_name():
+    for name in strandline.__all__:
+        thing = getattr(strandline, name)
+        if isinstance(thing, type):
+            assert thing.__module__ == "strandline", name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", strandline.__version__)
+    with pytest.raises(AttributeError):
+        strandline.nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [
+        ("InvalidArgumentError", ValueError),
+        ("UnsupportedError", TypeError),
+        ("NotFoundError", FileNotFoundError),
+        ("AlreadyExistsError", FileExistsError),
+        ("MismatchError", RuntimeError),
+        ("CorruptError", RuntimeError),
+        ("IoError", OSError),
+        ("MemoryLimitError", MemoryError),
+        ("TimeoutError", TimeoutError),
+        ("UnavailableError", RuntimeError),
+    ],
+)
+def test_every_error_is_also_the_builtin_that_python_raises_there(name, builtin):
+    error = getattr(strandline, name)("what and why", key_path="a.b", path="/p", errno=5)
+    assert isinstance(error, strandline.Error) and isinstance(error, builtin)
+    assert str(error) == "what and why"
+    assert (error.key_path, error.path, error.errno) == ("a.b", "/p", 5)
+    assert getattr(strandline, name)("alone").errno is None
+
+
+def test_a_save_tells_how_it_went(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer.save(7, {"w": torch.ones(1000), "n": 1}, metrics={"loss": 0.5})
+        save.wait_staged(60)
+        assert save.wait_durable(60) == "committed"
+        assert save.step == 7
+        assert save.outcome == "committed" and save.outcome.cause is None
+        assert save.progress.bytes_total == save.progress.bytes_written == 4000
+        assert save.progress.bytes_staged == 4000 and save.progress.ended
+        assert save.timings.blocked_ms > 0 and save.timings.durable_ms > 0
+        assert save.timings.collect_ms > 0
+        assert str(save).startswith("step 7: blocked ") and "\n" not in str(save)
+        assert "step 7" in repr(save) and "bytes_total=4000" in repr(save.progress)
+        assert "blocked_ms=" in repr(save.timings)
+        assert save.warnings == []
+        save.cancel()  # Too late: changes nothing.
+        assert save.outcome == "committed"
+        assert checkpointer.latest_step() == 7 and checkpointer.steps() == [7]
+        assert checkpointer.failures == []
+        assert Path(checkpointer.path) == tmp_path and len(checkpointer.run) == 32
+        assert str(tmp_path) in repr(checkpointer)
+    checkpointer.close()  # Again does nothing.
+    with pytest.raises(strandline.UnavailableError):
+        checkpointer.save(8, {"n": 1})
+
+
+def test_a_save_that_is_cancelled_is_skipped_with_a_cause(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        first = checkpointer.save(1, {"w": torch.ones(30_000_000)})
+        second = checkpointer.save(2, {"n": 1})  # Waits behind the first.
+        second.cancel()
+        outcome = second.wait_durable(60)
+        assert first.wait_durable(60) == "committed"
+        if outcome == "skipped":
+            assert isinstance(outcome.cause, strandline.UnavailableError)
+            assert checkpointer.steps() == [1]
+
+
+def test_a_wait_that_reaches_its_deadline_raises_and_the_save_goes_on(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer.save(1, {"w": torch.ones(50_000_000)})
+        with pytest.raises(TimeoutError, match="step 1"):
+            save.wait_durable(0)
+        with pytest.raises(strandline.TimeoutError, match="wait again"):
+            checkpointer.wait_until_finished(0)
+        assert save.wait_durable(60) == "committed"
+        with pytest.raises(strandline.InvalidArgumentError, match="0 seconds or more"):
+            save.wait_durable(-1)
+
+
+def test_keys_choose_what_is_loaded(tmp_path):
+    strandline.save(
+        tmp_path / "one",
+        {
+            "model": {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
+            "opt": {"state": {0: {"x": 1}}, 5: "five"},
+            "n": 3,
+            "list": [1, {"z": 2}],
+        },
+    )
+    load = strandline.load
+    one = tmp_path / "one"
+    assert list(load(one)) == ["model", "opt", "n", "list"]
+    assert load(one, keys="n") == 3
+    assert load(one, keys="model.a.b").item() == 1  # An exact key wins.
+    assert load(one, keys=("model", "a", "b")).item() == 0
+    assert load(one, keys="opt.state.0.x") == 1
+    assert load(one, keys=("opt", 5)) == "five"
+    assert load(one, keys="list.1.z") == load(one, keys=("list", 1, "z")) == 2
+    several = load(one, keys=["n", ("opt", 5), "opt.state"])
+    assert several == {"n": 3, ("opt", 5): "five", "opt.state": {0: {"x": 1}}}
+    with pytest.raises(strandline.NotFoundError, match="model.c") as caught:
+        load(one, keys="model.c")
+    assert caught.value.key_path == "model.c" and isinstance(caught.value, FileNotFoundError)
+    for keys in (("opt", "5"), ["n", "no"]):
+        with pytest.raises(strandline.NotFoundError):
+            load(one, keys=keys)
+    for keys in ([], 3, [3], (("a",),)):
+        with pytest.raises(strandline.InvalidArgumentError):
+            load(one, keys=keys)
+    with pytest.raises(strandline.NotFoundError):
+        load(tmp_path / "absent")
+
+
+def test_a_directory_of_steps_gives_the_newest_or_the_one_asked_for(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        for step in (5, 6, 7):
+            checkpointer.save(step, {"n": step})
+    assert strandline.load(tmp_path) == {"n": 7}
+    assert strandline.load(tmp_path, step=5) == {"n": 5}
+    assert strandline.load(tmp_path / "step-00000006") == {"n": 6}
+    with pytest.raises(strandline.NotFoundError):
+        strandline.load(tmp_path, step=8)
+
+
+def test_saving_one_checkpoint_replaces_only_a_checkpoint(tmp_path):
+    strandline.save(tmp_path / "one", {"n": 1})
+    strandline.save(str(tmp_path / "one"), {"n": 2})
+    assert strandline.load(tmp_path / "one") == {"n": 2}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("other", "file"):
+        with pytest.raises(strandline.AlreadyExistsError) as caught:
+            strandline.save(tmp_path / name, {"n": 1})
+        assert isinstance(caught.value, FileExistsError) and name in caught.value.path
+    assert (tmp_path / "other" / "precious").read_text() == "x"
+
+
+def test_a_step_is_replaced_only_when_asked(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"n": 1}).wait_durable(60)
+        with pytest.raises(strandline.AlreadyExistsError, match="overwrite"):
+            checkpointer.save(1, {"n": 2}).wait_durable(60)
+        checkpointer.save(1, {"n": 3}, overwrite=True)
+    assert strandline.load(tmp_path) == {"n": 3}
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path):
+    with strandline.Checkpointer(tmp_path) as first:
+        first.save(1, {"n": 1}).wait_durable(60)
+        second = strandline.Checkpointer(tmp_path)
+        with pytest.raises(strandline.UnavailableError) as caught:
+            second.save(2, {"n": 2})
+        assert Path(__file__).name in str(caught.value)
+        assert second.restore({"n": 0}) == 1  # Reading needs no lock.
+
+
+def test_leaving_the_block_raises_what_went_wrong(tmp_path):
+    root = tmp_path / "steps"
+    with pytest.raises(strandline.Error, match="step"):
+        with strandline.Checkpointer(root) as checkpointer:
+            checkpointer.save(1, {"n": 1}).wait_durable(60)
+            break_directory(root)
+            with contextlib.suppress(strandline.Error):
+                checkpointer.save(2, {"n": 2})
+            checkpointer.wait_until_finished(60)
+            assert len(checkpointer.failures) == 1
+
+
+def break_directory(root):
+    """Makes every later save fail in the background."""
+    import shutil
+
+    shutil.rmtree(root)
+    root.write_text("in the way")
+
+
+def test_the_bodys_own_exception_is_never_masked(tmp_path):
+    root = tmp_path / "steps"
+    with pytest.raises(KeyError, match="mine") as caught:
+        with strandline.Checkpointer(root) as checkpointer:
+            checkpointer.save(1, {"n": 1}).wait_durable(60)
+            break_directory(root)
+            checkpointer.save(2, {"n": 2})
+            raise KeyError("mine")
+    if sys.version_info >= (3, 11):
+        assert any("closing the Checkpointer" in note for note in caught.value.__notes__)
+
+
+def test_a_failed_save_is_warned_of_by_the_next_one(tmp_path):
+    root = tmp_path / "steps"
+    checkpointer = strandline.Checkpointer(root)
+    checkpointer.save(1, {"n": 1}).wait_durable(60)
+    break_directory(root)
+    failed = checkpointer.save(2, {"n": 2})
+    with pytest.raises(strandline.Error):
+        failed.wait_durable(60)
+    assert failed.outcome == "failed" and isinstance(failed.outcome.cause, strandline.Error)
+    with pytest.warns(strandline.StrandlineWarning) as caught:
+        checkpointer.save(3, {"n": 3})
+    assert caught[0].filename == __file__
+    with pytest.raises(strandline.Error):
+        checkpointer.close()
+
+
+def test_errors_in_the_background_can_be_raised_at_once(tmp_path):
+    root = tmp_path / "steps"
+    checkpointer = strandline.Checkpointer(root, on_error="raise")
+    checkpointer.save(1, {"n": 1}).wait_durable(60)
+    break_directory(root)
+    checkpointer.save(2, {"n": 2})
+    checkpointer.wait_until_finished(60)
+    with pytest.raises(strandline.Error):
+        checkpointer.save(3, {"n": 3})
+    with contextlib.suppress(strandline.Error):
+        checkpointer.close()
+
+
+def test_a_state_above_the_ceiling_streams_and_says_so_at_the_caller(tmp_path):
+    state = {"w": torch.rand(4_000_000)}
+    with strandline.Checkpointer(tmp_path, host_bytes_max=4 << 20) as checkpointer:
+        with pytest.warns(strandline.StrandlineWarning, match="host_bytes_max") as caught:
+            save = checkpointer.save(1, state)
+        assert caught[0].filename == __file__
+        assert save.wait_durable(60) == "committed" and save.warnings
+        assert checkpointer.host_bytes_in_use <= 4 << 20
+    assert torch.equal(strandline.load(tmp_path, keys="w"), state["w"])
+
+
+def test_nothing_is_printed_unless_progress_is_asked_for(tmp_path, capfd):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"w": torch.ones(1000)})
+        checkpointer.restore({"w": torch.zeros(1000)})
+    strandline.load(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_shows_bytes_in_waits_and_reads(tmp_path, capfd):
+    with strandline.Checkpointer(tmp_path, progress=True) as checkpointer:
+        checkpointer.save(1, {"w": torch.ones(5_000_000)}).wait_durable(60)
+        shown = capfd.readouterr().err
+        assert "step 1" in shown and "19.1M" in shown
+        checkpointer.restore({"w": torch.zeros(5_000_000)})
+        assert "restoring" in capfd.readouterr().err
+    strandline.load(tmp_path, progress=True)
+    assert "loading" in capfd.readouterr().err
+
+
+def test_progress_may_be_a_function_whose_exception_stops_the_read(tmp_path):
+    seen: list[tuple[int, int]] = []
+    with strandline.Checkpointer(
+        tmp_path, progress=lambda done, total: seen.append((done, total))
+    ) as checkpointer:
+        checkpointer.save(1, {"w": torch.ones(5_000_000)}).wait_durable(60)
+        assert seen[-1] == (20_000_000, 20_000_000)
+
+    def stop(done, total):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        strandline.load(tmp_path, progress=stop)
+    assert strandline.load(tmp_path)["w"].shape == (5_000_000,)
+
+
+def test_progress_without_a_library_to_show_it_fails_before_the_work(tmp_path, monkeypatch):
+    for name in ("tqdm", "tqdm.auto", "rich", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("strandline.progress._installed", lambda name: False)
+    with pytest.raises(strandline.UnsupportedError, match="tqdm or rich"):
+        strandline.Checkpointer(tmp_path, progress=True)
+
+
+def test_progress_falls_back_to_rich(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    strandline.save(tmp_path / "one", {"w": torch.ones(1000)})
+    strandline.load(tmp_path / "one", progress=True)
+    captured = capfd.readouterr()
+    assert "loading" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"keep": 0}, "keep"),
+        ({"keep": 1.5}, "keep"),
+        ({"keep": -1}, "keep"),
+        ({"keep": 2**40}, "keep"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"when_memory_is_full": "panic"}, "when_memory_is_full"),
+        ({"verify": "no"}, "verify"),
+        ({"host_bytes_max": 0}, "host_bytes_max"),
+        ({"copy_threads": -2}, "copy_threads"),
+        ({"memory_wait_s": -1}, "0 seconds"),
+        ({"finish_wait_s": float("nan")}, "0 seconds"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path, options, named):
+    with pytest.raises(strandline.InvalidArgumentError, match=named):
+        strandline.Checkpointer(tmp_path, **options)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
+def test_a_wrong_step_is_refused(tmp_path, step):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(strandline.InvalidArgumentError, match="step"):
+            checkpointer.save(step, {"n": 1})
+        checkpointer.save(numpy.int64(4), {"n": 1})
+        checkpointer.wait_until_finished(60)
+        assert checkpointer.steps() == [4]
+
+
+def test_reading_back_everything_is_an_option(tmp_path):
+    with strandline.Checkpointer(tmp_path, verify="read_back", keep=1) as checkpointer:
+        for step in range(3):
+            checkpointer.save(step, {"w": torch.ones(1000)})
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.steps() == [2]
+
+
+def test_paths_may_be_anything_that_names_one(tmp_path):
+    strandline.save(bytes(tmp_path / "bytes"), {"n": 1})
+    assert strandline.load(str(tmp_path / "bytes")) == {"n": 1}
+    odd = tmp_path / "na\udcefme"
+    strandline.save(odd, {"n": 1})
+    assert strandline.load(odd) == {"n": 1}
+    with strandline.Checkpointer(odd / "steps") as checkpointer:
+        assert checkpointer.path == str(odd / "steps")
+    for wrong in (3, None, "nul\0"):
+        with pytest.raises((TypeError, ValueError)):
+            strandline.save(wrong, {"n": 1})
+
+
+def test_warnings_are_not_errors_of_the_save(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with strandline.Checkpointer(tmp_path, host_bytes_max=4 << 20) as checkpointer:
+            with pytest.raises(strandline.StrandlineWarning):
+                checkpointer.save(1, {"w": torch.rand(4_000_000)})
+            checkpointer.wait_until_finished(60)
+            assert checkpointer.steps() == [1]
+
+
+def test_the_package_is_typed(tmp_path):
+    package = Path(strandline.__file__).parent
+    assert (package / "py.typed").exists() and (package / "_core.pyi").exists()
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        textwrap.dedent(
+            """
+            from typing import assert_type
+            import strandline
+
+            def train(job: dict[str, object]) -> None:
+                with strandline.Checkpointer("c", keep=3, on_error="raise") as checkpointer:
+                    assert_type(checkpointer.restore(job), int | None)
+                    assert_type(checkpointer.restore(job, default=0), int)
+                    save = checkpointer.save(1, job, metrics={"loss": 0.5})
+                    assert_type(save, strandline.Save)
+                    assert_type(save.wait_durable(30), strandline.Outcome)
+                    assert_type(save.timings.blocked_ms, float)
+                    assert_type(save.progress.bytes_total, int)
+                try:
+                    strandline.save("m", job)
+                except strandline.CorruptError as error:
+                    assert_type(error.key_path, str | None)
+                strandline.load("m", keys=["a", ("b", 1)], step=3)
+                strandline.torch.RngState()
+                checkpointer.save("1", job)  # type: ignore[arg-type]
+                strandline.Checkpointer("c", on_error="maybe")  # type: ignore[arg-type]
+            """
+        ).replace("from typing import", "from typing_extensions import")
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(sample)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={"MYPYPATH": str(package.parent), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readmes_shape_of_use_works(tmp_path):
+    output = io.StringIO()
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    rng = strandline.torch.RngState()
+    job = {"model": model, "optimizer": optimizer, "schedule": schedule, "rng": rng}
+    steps = 300
+    for _ in range(2):
+        with strandline.Checkpointer(tmp_path / "checkpoints", keep=3) as ckpt:
+            done = ckpt.restore(job, default=0)
+            while done < steps:
+                done += 1
+                if done % 100 == 0:
+                    print(ckpt.save(done, job), file=output)
+    assert output.getvalue().count("step ") == 3
+    weights = strandline.load(tmp_path / "checkpoints", keys="model")
+    model.load_state_dict(weights)
+    strandline.save(tmp_path / "model.ckpt", {"model": model})
+    assert torch.equal(strandline.load(tmp_path / "model.ckpt", keys="model.weight"), model.weight)

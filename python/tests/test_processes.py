@@ -1,0 +1,275 @@
+"""What happens around the package: exit, fork, Ctrl-C, other threads, subinterpreters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from helpers import run_python
+
+import strandline
+
+
+def test_a_save_in_flight_arrives_when_the_interpreter_exits(tmp_path):
+    code = """
+import sys, torch, strandline
+checkpointer = strandline.Checkpointer(sys.argv[1])
+save = checkpointer.save(3, {"w": torch.ones(4_000_000)})
+"""
+    done = run_python(code, tmp_path / "steps")
+    assert done.returncode == 0 and done.stderr == ""
+    assert torch.all(strandline.load(tmp_path / "steps")["w"] == 1)
+
+
+def test_a_failure_at_exit_is_a_warning_and_not_lost(tmp_path):
+    code = """
+import os, pathlib, sys, strandline
+root = pathlib.Path(sys.argv[1])
+checkpointer = strandline.Checkpointer(root)
+checkpointer.save(1, {"n": 1}).wait_durable(60)
+import shutil
+shutil.rmtree(root)
+root.write_text("in the way")
+checkpointer.save(2, {"n": 2})
+"""
+    done = run_python(code, tmp_path / "steps")
+    assert "StrandlineWarning" in done.stderr or "strandline." in done.stderr
+
+
+def test_an_exception_in_a_module_body_still_lets_the_save_arrive(tmp_path):
+    code = """
+import sys, torch, strandline
+checkpointer = strandline.Checkpointer(sys.argv[1])
+checkpointer.save(3, {"w": torch.ones(1000)})
+raise RuntimeError("the body's own")
+"""
+    done = run_python(code, tmp_path / "steps")
+    assert done.returncode == 1 and "the body's own" in done.stderr
+    assert strandline.Checkpointer(tmp_path / "steps").latest_step() == 3
+
+
+def test_a_forked_childs_copy_is_dead_and_its_own_works(tmp_path):
+    code = """
+import os, sys, strandline
+checkpointer = strandline.Checkpointer(sys.argv[1] + "/parent")
+checkpointer.save(1, {"n": 1}).wait_durable(60)
+child = os.fork()
+if child == 0:
+    for call in (
+        lambda: checkpointer.save(2, {"n": 2}),
+        lambda: checkpointer.restore({"n": 0}),
+        lambda: checkpointer.wait_until_finished(1),
+        lambda: checkpointer.close(),
+    ):
+        try:
+            call()
+        except strandline.UnavailableError as error:
+            assert "fork" in str(error), str(error)
+        else:
+            raise AssertionError("the copy went on")
+    with strandline.Checkpointer(sys.argv[1] + "/child") as own:
+        own.save(1, {"n": 1})
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+checkpointer.save(2, {"n": 2})
+checkpointer.close()
+assert checkpointer.steps() == [1, 2]
+print("parent done")
+"""
+    done = run_python(code, tmp_path)
+    assert done.stdout == "parent done\n" and done.stderr == "", done.stderr
+    assert strandline.load(tmp_path / "child") == {"n": 1}
+
+
+def test_a_child_that_dies_of_an_exception_closes_nothing_of_its_parents(tmp_path):
+    code = """
+import os, sys, torch, strandline
+checkpointer = strandline.Checkpointer(sys.argv[1])
+save = checkpointer.save(1, {"w": torch.ones(1_000_000)})
+child = os.fork()
+if child == 0:
+    sys.exit(7)  # Runs atexit in the child.
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 7
+save.wait_durable(60)
+print(save.outcome)
+"""
+    done = run_python(code, tmp_path / "steps")
+    assert done.stdout == "committed\n" and done.stderr == ""
+
+
+def interrupt_soon():
+    """Presses Ctrl-C once, from another thread, as soon as the main thread is blocked."""
+    main = threading.main_thread().ident
+
+    def press():
+        signal.pthread_kill(main, signal.SIGINT)
+
+    return threading.Timer(0.05, press)
+
+
+def test_ctrl_c_ends_a_wait_and_the_save_goes_on(tmp_path):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer.save(1, {"w": torch.ones(60_000_000)})
+        timer = interrupt_soon()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            # Whether the save is durable before or after the key is pressed, the key ends the loop.
+            while True:
+                save.wait_durable(60)
+        timer.join()
+        assert save.wait_durable(60) == "committed"
+
+
+def test_ctrl_c_ends_a_load(tmp_path):
+    strandline.save(tmp_path / "one", {"w": torch.ones(60_000_000)})
+    timer = interrupt_soon()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            strandline.load(tmp_path / "one")
+    timer.join()
+    assert strandline.load(tmp_path / "one")["w"][0] == 1
+
+
+def test_python_runs_on_while_the_engine_copies_and_writes(tmp_path):
+    """The largest gap between two beats of another thread is far below the time of the copy."""
+    state = {"w": torch.ones(100_000_000)}  # 400 MB.
+    beats: list[float] = []
+    stop = threading.Event()
+
+    def beat():
+        while not stop.is_set():
+            beats.append(time.perf_counter())
+
+    with strandline.Checkpointer(tmp_path, copy_threads=1) as checkpointer:
+        thread = threading.Thread(target=beat)
+        thread.start()
+        began = time.perf_counter()
+        save = checkpointer.save(1, state)
+        copied = time.perf_counter()
+        save.wait_durable(120)
+        durable = time.perf_counter()
+        stop.set()
+        thread.join()
+    during_copy = [beat for beat in beats if began <= beat <= copied]
+    during_write = [beat for beat in beats if copied <= beat <= durable]
+    # Held for the copy, the GIL would let no beat through at all.
+    assert len(during_copy) > 100 and len(during_write) > 100
+    gaps = [b - a for a, b in zip(during_copy, during_copy[1:])]
+    assert max(gaps) < max(0.5 * (copied - began), 0.05)
+
+
+def test_threads_may_share_a_checkpointer(tmp_path):
+    errors: list[BaseException] = []
+
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+
+        def work(first):
+            try:
+                for step in range(first, first + 5):
+                    checkpointer.save(step, {"w": torch.full((1000,), float(step))})
+                    checkpointer.latest_step()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in (0, 100, 200)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        checkpointer.wait_until_finished(60)
+        assert errors == []
+        assert sorted(checkpointer.steps()) == [*range(5), *range(100, 105), *range(200, 205)]
+
+
+def test_a_subinterpreter_is_refused():
+    code = """
+try:
+    import _xxsubinterpreters as interpreters
+except ImportError:
+    import _interpreters as interpreters
+try:
+    made = interpreters.create("legacy")
+except Exception:
+    made = interpreters.create(isolated=False)
+try:
+    failed = interpreters.run_string(made, "import strandline")
+    assert failed is not None
+    print("refused")
+except Exception as error:
+    assert "main interpreter" in str(error), str(error)
+    print("refused")
+"""
+    done = run_python(code)
+    assert done.stdout == "refused\n", done.stderr
+
+
+def test_a_dropped_checkpointer_finishes_its_save(tmp_path):
+    checkpointer = strandline.Checkpointer(tmp_path)
+    checkpointer.save(1, {"w": torch.ones(1_000_000)})
+    del checkpointer
+    assert strandline.Checkpointer(tmp_path).latest_step() == 1
+
+
+def test_a_directory_that_is_not_writable_is_named(tmp_path):
+    code = """
+import os, sys, strandline
+root = sys.argv[1]
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    with strandline.Checkpointer(root) as checkpointer:
+        checkpointer.save(1, {"n": 1}).wait_durable(60)
+except strandline.IoError as error:
+    assert isinstance(error, OSError) and error.errno == 13, (error, error.errno)
+    assert root in str(error) and error.path.startswith(root), (error, error.path)
+    print("refused")
+"""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    os.chmod(closed, 0o555)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(parent, 0o755)
+    done = run_python(code, closed)
+    assert done.stdout == "refused\n", done.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_nothing_leaks_over_many_saves_and_loads(tmp_path):
+    import gc
+    import sys
+
+    tensor = torch.ones(1000)
+    state = {"w": tensor, "m": torch.nn.Linear(3, 3), "n": [1, "x", (2.5, None)]}
+
+    def work():
+        with strandline.Checkpointer(tmp_path, keep=1) as checkpointer:
+            checkpointer.save(1, state, overwrite=True)
+            checkpointer.restore(state)
+        strandline.load(tmp_path)
+        with pytest.raises(strandline.UnsupportedError):
+            strandline.save(tmp_path / "one", {"w": tensor, "bad": object()})
+
+    def count():
+        gc.collect()
+        return (
+            sys.getrefcount(tensor),
+            sys.getrefcount(state),
+            len(os.listdir("/proc/self/fd")),
+            sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()),
+        )
+
+    work()
+    before = count()
+    blocks = sys.getallocatedblocks()
+    for _ in range(20):
+        work()
+    assert count() == before
+    assert sys.getallocatedblocks() - blocks < 20 * 10
