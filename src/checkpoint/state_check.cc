@@ -2,9 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result_macros.h"
+#include "format/json_text.h"
 #include "format/manifest.h"
 #include "format/names.h"
 
@@ -24,6 +28,35 @@ Status check_extra_files(const SaveOptions& options) {
                    fmt::format("an extra file cannot be called '{}': use letters, digits and "
                                "'._~-', no leading dot, and none of the checkpoint's own names",
                                name));
+  }
+  return {};
+}
+
+bool is_text_valid(const Value& value) {  // NOLINT(misc-no-recursion): the writer bounds it.
+  if (const auto* text = value.get_if<std::string>()) return format::is_valid_utf8(*text);
+  const auto all_valid = [](const std::vector<Value>& values) {
+    return std::all_of(values.begin(), values.end(), is_text_valid);
+  };
+  if (const auto* list = value.get_if<Value::List>()) return all_valid(*list);
+  if (const auto* tagged = value.get_if<Value::Tagged>()) {
+    return format::is_valid_utf8(tagged->tag) && all_valid(tagged->fields);
+  }
+  return true;
+}
+
+// The manifest is JSON, which cannot hold other text; found here, before anything is copied.
+Status check_text(const StateDict& state) {
+  const Structure& structure = state.structure();
+  for (std::uint32_t i = 0; i < structure.nodes().size(); ++i) {
+    const Structure::Node& node = structure.nodes()[i];
+    const bool valid = is_text_valid(node.key) &&
+                       (node.kind != NodeKind::kValue || is_text_valid(state.values()[node.leaf]));
+    if (valid) continue;
+    return failure(Error{.code = ErrorCode::kUnsupported,
+                         .message = fmt::format("'{}' is, or holds, text that is not UTF-8; save "
+                                                "it as bytes",
+                                                structure.path_text(i)),
+                         .key_path = structure.path_text(i)});
   }
   return {};
 }
@@ -50,6 +83,8 @@ Status check_arguments(std::int64_t step, const StateDict& state, const SaveOpti
     return failure(ErrorCode::kInvalidArgument,
                    "metadata holds a tensor; put tensors into the state");
   }
+  STRANDLINE_RETURN_IF_ERROR(check_text(state));
+  STRANDLINE_RETURN_IF_ERROR(check_text(options.metadata));
   return check_extra_files(options);
 }
 

@@ -11,7 +11,8 @@ namespace strandline::checkpoint {
 
 [[nodiscard]] Status check_options(const CheckpointerOptions& options);
 
-// Step, construction of the state, metadata without tensors, names of extra files.
+// Step, construction of the state, text that JSON can hold, metadata without tensors, names of
+// extra files.
 [[nodiscard]] Status check_arguments(std::int64_t step, const StateDict& state,
                                      const SaveOptions& options);
 
