@@ -30,7 +30,8 @@ class STRANDLINE_EXPORT WritableFile {
   virtual void write_at(std::uint64_t offset, std::span<const std::byte> bytes,
                         Completion done) = 0;
 
-  /// Makes the file durable. All writes must have completed. Blocks.
+  /// Makes the file durable and closes it: all writes must have completed, and none may follow. If
+  /// a write or an earlier sync failed, fails with that error again. Blocks.
   [[nodiscard]] virtual Status sync() = 0;
 };
 

@@ -233,6 +233,16 @@ TYPED_TEST_P(StorageConformance, ADirectoryWhoseNameWasTakenOverRemovesOnlyItsel
   EXPECT_TRUE(storage->publish(std::move(*second), "s", Publish::kNew));
 }
 
+TYPED_TEST_P(StorageConformance, ADirectoryWhoseNameWasTakenOverDoesNotPublishTheOthersFiles) {
+  const auto storage = this->open();
+  auto first = storage->begin(".s.partial-1");
+  auto second = storage->begin(".s.partial-1");
+  ASSERT_TRUE(first);
+  ASSERT_TRUE(second);
+  EXPECT_FALSE(storage->publish(std::move(*first), "s", Publish::kReplace));
+  EXPECT_EQ(this->names(*storage), Names{".s.partial-1"});
+}
+
 TYPED_TEST_P(StorageConformance, ADirectoryThatWasTakenAwayIsNotPublished) {
   const auto storage = this->open();
   auto partial = storage->begin(".s.partial-1");
@@ -331,9 +341,11 @@ REGISTER_TYPED_TEST_SUITE_P(
     ReplacingTakesTheOldStepsPlaceAndLeavesNothingElse,
     AnOpenStepReadsTheSameOrNothingWhileItIsReplaced,
     AnOpenStepReadsTheSameOrNothingWhileItIsRemoved, BeginningRemovesWhatADeadRunLeftThere,
-    ADirectoryWhoseNameWasTakenOverRemovesOnlyItself, ADirectoryThatWasTakenAwayIsNotPublished,
-    OnlyAbandonedDirectoriesAreSwept, RemovingMakesAStepGoAndMissingIsSuccess,
-    ReadingBeyondTheEndOfAFileIsDamage, AMissingFileIsNotFound,
-    NamesThatLeaveTheirDirectoryAreRefusedEverywhere, TheSecondWriterIsRefusedAndToldWhoIsFirst);
+    ADirectoryWhoseNameWasTakenOverRemovesOnlyItself,
+    ADirectoryWhoseNameWasTakenOverDoesNotPublishTheOthersFiles,
+    ADirectoryThatWasTakenAwayIsNotPublished, OnlyAbandonedDirectoriesAreSwept,
+    RemovingMakesAStepGoAndMissingIsSuccess, ReadingBeyondTheEndOfAFileIsDamage,
+    AMissingFileIsNotFound, NamesThatLeaveTheirDirectoryAreRefusedEverywhere,
+    TheSecondWriterIsRefusedAndToldWhoIsFirst);
 
 }  // namespace strandline::testing
