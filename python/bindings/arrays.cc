@@ -99,8 +99,11 @@ tl::unexpected<Error> unsupported_torch_type(const std::string& name) {
                      "as another type");
 }
 
-// Shape and strides in elements, as PyTorch gives them.
-void read_geometry(PyObject* tensor, std::uint64_t element_bytes, TensorView& view) {
+// The bytes of what PyTorch counts as one element; a pair of F4 is one.
+std::int64_t item_bytes(DType dtype) { return std::max<std::int64_t>(dtype_bits(dtype) / 8, 1); }
+
+// Shape and strides as PyTorch gives them.
+void read_geometry(PyObject* tensor, TensorView& view) {
   const TorchNames& names = torch_names();
   const nb::object shape = attribute(tensor, names.shape);
   const nb::object strides = call_method(tensor, names.stride);
@@ -111,7 +114,7 @@ void read_geometry(PyObject* tensor, std::uint64_t element_bytes, TensorView& vi
   for (Py_ssize_t i = 0; i < dimensions; ++i) {
     view.shape.push_back(unsigned_of(PyTuple_GET_ITEM(shape.ptr(), i)));
     view.strides_bytes.push_back(signed_of(PyTuple_GET_ITEM(strides.ptr(), i)) *
-                                 static_cast<std::int64_t>(element_bytes));
+                                 item_bytes(view.dtype));
   }
 }
 
@@ -139,7 +142,28 @@ void read_storage(PyObject* tensor, TensorView& view) {
   view.storage_bytes = unsigned_of(call_method(storage.ptr(), names.nbytes).ptr());
 }
 
-Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
+// What DLPack tells of a plain tensor in host memory. Nothing of any other one, which the
+// attributes then explain.
+std::optional<TensorView> view_by_dlpack(const Torch& torch, PyObject* tensor) {
+  if (torch.dltensor == nullptr) return std::nullopt;
+  DLTensor filled{};
+  if (torch.dltensor(tensor, &filled) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  const std::optional<DType> dtype = dtype_of(filled.dtype);
+  if (!dtype || filled.device.type != kDLCpu) return std::nullopt;
+  const auto dimensions = static_cast<std::size_t>(filled.dimensions);
+  TensorView view;
+  view.dtype = *dtype;
+  view.data = static_cast<std::byte*>(filled.data) + filled.byte_offset;
+  view.shape.assign(filled.shape, filled.shape + dimensions);
+  view.strides_bytes.assign(filled.strides, filled.strides + dimensions);
+  for (std::int64_t& stride : view.strides_bytes) stride *= item_bytes(view.dtype);
+  return view;
+}
+
+Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
   const TorchNames& names = torch_names();
   const nb::object layout = attribute(tensor, names.layout);
   if (layout.ptr() != torch.strided) {
@@ -158,15 +182,26 @@ Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
   Result<DeviceId> device = device_of(tensor);
   if (!device) return failure(std::move(device.error()));
   view.device = std::move(*device);
-  // A pair of F4 elements is one byte.
-  const std::uint64_t element_bytes = std::max(dtype_bits(view.dtype) / 8, 1u);
-  read_geometry(tensor, element_bytes, view);
+  read_geometry(tensor, view);
+  view.data = address_of(call_method(tensor, names.data_ptr));
+  return view;
+}
+
+Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
+  const TorchNames& names = torch_names();
+  TensorView view;
+  if (auto plain = view_by_dlpack(torch, tensor)) {
+    view = std::move(*plain);
+  } else {
+    Result<TensorView> explained = view_by_attributes(torch, tensor);
+    if (!explained) return explained;
+    view = std::move(*explained);
+  }
   if (view.dtype == DType::kF4) {
     if (Status split = split_pairs(view); !split) return failure(std::move(split.error()));
   }
-  view.data = address_of(call_method(tensor, names.data_ptr));
   read_storage(tensor, view);
-  view.conjugate = is_true(call_method(tensor, names.is_conj));
+  if (view.dtype == DType::kC64) view.conjugate = is_true(call_method(tensor, names.is_conj));
   view.negative = is_true(call_method(tensor, names.is_neg));
   view.writable = true;
   view.framework = kTorchFramework;
@@ -211,7 +246,7 @@ Result<DType> numpy_element_type(PyObject* array, const ArrayInterface& interfac
   if (const auto number = numpy_number(interface.type_kind, interface.item_bytes)) return *number;
   const nb::object dtype = nb::handle(array).attr("dtype");
   const std::string name = text_of(dtype.attr("name").ptr());
-  if (interface.type_kind == 'V' && dtype.attr("fields").is_none()) {
+  if (dtype.attr("fields").is_none()) {
     if (const auto ml = ml_dtype_from_name(name)) return *ml;
   }
   std::string remedy;
@@ -392,8 +427,8 @@ nb::object torch_alias(const Torch& torch, const NewArray& owner, const TensorVi
   nb::object alias =
       module.attr("empty")(nb::int_(0), nb::arg("dtype") = dtype, nb::arg("device") = "cpu");
   const auto extents = torch_shape(part.dtype, part.shape);
-  const std::uint64_t element_bytes = std::max(dtype_bits(part.dtype) / 8, 1u);
-  return alias.attr("set_")(base.attr("untyped_storage")(), nb::int_(offset / element_bytes),
+  return alias.attr("set_")(base.attr("untyped_storage")(),
+                            nb::int_(offset / static_cast<std::uint64_t>(item_bytes(part.dtype))),
                             tuple_of(*extents));
 }
 
@@ -433,10 +468,9 @@ Result<NewArray> make_array(const std::string& framework, DType dtype,
 
 nb::object make_alias(const NewArray& owner, const TensorView& part, const std::string& framework) {
   const auto offset = static_cast<std::uint64_t>(part.data - owner.view.data);
-  const std::uint64_t element_bytes = std::max(dtype_bits(part.dtype) / 8, 1u);
   const Torch* torch = nullptr;
   if (framework == kTorchFramework) torch = Torch::import_if_installed();
-  if (offset % element_bytes == 0) {
+  if (offset % static_cast<std::uint64_t>(item_bytes(part.dtype)) == 0) {
     return torch != nullptr ? torch_alias(*torch, owner, part, offset)
                             : numpy_alias(owner, part, offset);
   }

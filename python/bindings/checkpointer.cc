@@ -204,9 +204,9 @@ void bind_restored(nb::module_& module) {
       .def_prop_ro(
           "objects",
           [](const RestoredTree& restored) {
-            nb::list objects;
+            std::vector<nb::object> objects;
             for (const StatefulObject& stateful : restored.objects) {
-              objects.append(stateful.object);
+              objects.push_back(stateful.object);
             }
             return objects;
           },
@@ -225,20 +225,22 @@ void bind_checkpointer(nb::module_& module) {
           [](Engine* self, nb::handle directory, const CheckpointerOptions& options) {
             new (self) Engine(directory, options);
           },
-          nb::arg("directory"), nb::arg("options"))
-      .def("save", &Engine::save, nb::arg("step"), nb::arg("state"), nb::kw_only(),
+          nb::arg("directory").none(), nb::arg("options"))
+      .def("save", &Engine::save, nb::arg("step"), nb::arg("state").none(), nb::kw_only(),
            nb::arg("metrics").none(), nb::arg("metadata").none(), nb::arg("overwrite"),
            nb::arg("extra_files"), nb::arg("allow_pickle"))
-      .def("restore", &Engine::restore, nb::arg("state"), nb::kw_only(), nb::arg("step").none(),
-           nb::arg("strict"), nb::arg("verify_first"), nb::arg("allow_pickle"),
-           nb::arg("progress").none())
+      .def("restore", &Engine::restore, nb::arg("state").none(), nb::kw_only(),
+           nb::arg("step").none(), nb::arg("strict"), nb::arg("verify_first"),
+           nb::arg("allow_pickle"), nb::arg("progress").none())
       .def("latest_step", &Engine::latest_step)
       .def("steps", &Engine::steps)
       .def("wait_until_finished", &Engine::wait_until_finished, nb::arg("deadline_s"),
            "Whether no save was running before the deadline.")
       .def("failures", &Engine::failures)
       .def("close", &Engine::close)
-      .def_prop_ro("path", [](const Engine& engine) { return text_of_path(engine.path()); })
+      .def_prop_ro(
+          "path", [](const Engine& engine) { return text_of_path(engine.path()); },
+          nb::sig("def path(self) -> str"))
       .def_prop_ro("run", &Engine::run)
       .def_prop_ro("host_bytes_in_use", &Engine::host_bytes_in_use);
 }

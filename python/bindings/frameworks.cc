@@ -106,6 +106,7 @@ const Torch* torch_of(nb::object module) {
       nb::object dtype = nb::getattr(module, type.name, nb::object());
       torch->dtypes[static_cast<std::size_t>(type.dtype)] = dtype.release().ptr();
     }
+    torch->dltensor = dltensor_function(torch->tensor);
     torch->module = module.release().ptr();
     known = torch;
   }

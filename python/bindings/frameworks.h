@@ -9,6 +9,7 @@
 #include <optional>
 #include <string_view>
 
+#include "dlpack.h"
 #include "strandline/dtype.h"
 
 namespace strandline::python {
@@ -39,6 +40,7 @@ struct Torch {
   PyTypeObject* device = nullptr;
   PyObject* strided = nullptr;  ///< The layout of ordinary tensors.
   PyObject* module = nullptr;
+  DLTensorFromObject dltensor = nullptr;        ///< Null where this PyTorch publishes none.
   std::array<PyObject*, kDTypeCount> dtypes{};  ///< By DType; null where torch has none.
 
   static const Torch* if_imported();

@@ -80,15 +80,17 @@ nb::object load_some(nb::handle path, const std::optional<std::vector<nb::object
 }  // namespace
 
 void bind_functions(nb::module_& module) {
-  module.def("save", &save_one, nb::arg("path"), nb::arg("state"), nb::arg("metrics").none(),
-             nb::arg("metadata").none(), nb::arg("extra_files"), nb::arg("allow_pickle"),
-             "Saves one checkpoint, durable when the call returns.");
-  module.def("load", &load_some, nb::arg("path"), nb::arg("keys").none(), nb::arg("step").none(),
-             nb::arg("allow_pickle"), nb::arg("progress").none(),
-             nb::sig("def load(path: object, keys: list[object] | None, step: int | None, "
-                     "allow_pickle: bool, progress: object | None) -> "
-                     "tuple[list[object], int, list[str]]"),
-             "The trees at the keys (the whole tree for None), the step, and warnings.");
+  module.def("save", &save_one, nb::arg("path").none(), nb::arg("state").none(),
+             nb::arg("metrics").none(), nb::arg("metadata").none(), nb::arg("extra_files"),
+             nb::arg("allow_pickle"), "Saves one checkpoint, durable when the call returns.");
+  module.def(
+      "load", &load_some, nb::arg("path").none(), nb::arg("keys").none(), nb::arg("step").none(),
+      nb::arg("allow_pickle"), nb::arg("progress").none(),
+      nb::sig(
+          "def load(path: object, keys: collections.abc.Sequence[object] | None, step: int | None, "
+          "allow_pickle: bool, progress: object | None) -> "
+          "tuple[list[object], int, list[str]]"),
+      "The trees at the keys (the whole tree for None), the step, and warnings.");
 }
 
 }  // namespace strandline::python

@@ -16,7 +16,8 @@ NB_MODULE(_core, module) {
         "subinterpreter wants to save");
   }
   module.doc() = "The engine of Strandline; use the package strandline instead.";
-  module.attr("__version__") = strandline::kVersion;
+  module.def(
+      "version", [] { return strandline::kVersion; }, "The engine's version.");
   strandline::python::bind_save(module);
   strandline::python::bind_checkpointer(module);
   strandline::python::bind_functions(module);

@@ -143,8 +143,8 @@ class TreeMaker {
     const auto& nodes = structure().nodes();
     std::size_t count = 0;
     for (auto child = index + 1; child < nodes[index].end; child = nodes[child].end) {
-      const bool left_out = nodes[child].kind == NodeKind::kTensor &&
-                            !tensors_[nodes[child].leaf].is_valid();
+      const bool left_out =
+          nodes[child].kind == NodeKind::kTensor && !tensors_[nodes[child].leaf].is_valid();
       if (!nodes[child].metadata && !left_out) ++count;
     }
     if (nb::len(mapping) == count) return;

@@ -44,8 +44,8 @@ class Allocations {
 using TensorObjects = std::vector<nb::object>;
 
 /// The Python tree of the node of a state and all below it. Raises UnsupportedError naming the key
-/// path of a value that cannot be made. Tensors without an object, which stand in dicts only, are left
-/// out. REQUIRES: the GIL.
+/// path of a value that cannot be made. Tensors without an object, which stand in dicts only, are
+/// left out. REQUIRES: the GIL.
 nb::object tree_of(const StateDict& state, std::uint32_t node, const TensorObjects& tensors,
                    bool allow_pickle);
 

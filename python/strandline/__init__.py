@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from strandline._core import __version__
+from strandline import _core
 from strandline.checkpoint import load, save
 from strandline.checkpointer import Checkpointer, Outcome, Save
 from strandline.errors import (
@@ -61,6 +61,8 @@ __all__ = [
     "load",
     "save",
 ]
+
+__version__: str = _core.version()
 
 # The classes are found, and shown in tracebacks, under the package's own name.
 for _class in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
 from strandline import _core
 from strandline.callers import warn
@@ -15,7 +15,7 @@ from strandline.progress import Display, ProgressOption
 __all__ = ["load", "save"]
 
 #: Text such as ``"model.weight"``, or the keys one by one.
-KeyPath = Union[str, tuple[Any, ...]]
+KeyPath = str | tuple[Any, ...]
 
 
 def save(
@@ -76,5 +76,5 @@ def load(
         )
     warn(warnings)
     if isinstance(keys, list):
-        return dict(zip(keys, trees))
+        return dict(zip(keys, trees, strict=False))
     return trees[0]

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 from strandline import _core
 from strandline.callers import caller, warn
@@ -29,7 +29,7 @@ _GROUPS_MAX = 64
 
 
 class Outcome(str):
-    """How a save ended: ``"committed"``, ``"failed"`` or ``"skipped"``; it compares as that text."""
+    """How a save ended: ``"committed"``, ``"failed"`` or ``"skipped"``, as that text."""
 
     #: Why it failed or was skipped; None if it was committed.
     cause: Error | None
@@ -60,7 +60,7 @@ class Save:
         Raises what made the save fail, or TimeoutError at the deadline (by default the
         Checkpointer's ``finish_wait_s``).
         """
-        deadline_s = self._wait_s if deadline_s is None else deadline_s
+        deadline_s = _deadline(deadline_s, self._wait_s)
         if not self._core.wait_staged(deadline_s):
             raise self._timeout("staged", deadline_s)
 
@@ -71,7 +71,7 @@ class Save:
         Checkpointer's ``finish_wait_s``); the save goes on then. A save that was skipped gives its
         outcome.
         """
-        deadline_s = self._wait_s if deadline_s is None else deadline_s
+        deadline_s = _deadline(deadline_s, self._wait_s)
         end = time.monotonic() + deadline_s
         with Display(self._progress, f"step {self.step}") as display:
             try:
@@ -90,7 +90,10 @@ class Save:
     def outcome(self) -> Outcome | None:
         """How it ended; None while it runs."""
         ended = self._core.outcome()
-        return None if ended is None else Outcome(*ended)
+        if ended is None:
+            return None
+        kind, cause = ended
+        return Outcome(kind, cast("Error | None", cause))
 
     @property
     def progress(self) -> _core.Progress:
@@ -108,7 +111,7 @@ class Save:
         return self._core.warnings()
 
     def cancel(self) -> None:
-        """Gives the save up, if it is not committed yet; ``wait_durable()`` tells. Returns at once."""
+        """Gives the save up if it is not committed yet, as ``wait_durable()`` tells."""
         self._core.cancel()
 
     def __str__(self) -> str:
@@ -300,14 +303,14 @@ class Checkpointer:
         Raises TimeoutError at the deadline (by default ``finish_wait_s``). That a save failed is
         told by its handle, by ``failures``, and by ``close()``.
         """
-        deadline_s = self._finish_wait_s if deadline_s is None else deadline_s
+        deadline_s = _deadline(deadline_s, self._finish_wait_s)
         if not self._wait(deadline_s):
             raise TimeoutError(f"saves still run after {deadline_s:g} s: wait again")
 
     @property
     def failures(self) -> list[Error]:
         """The errors of saves that failed in the background and were not raised yet."""
-        return self._core.failures()
+        return cast("list[Error]", self._core.failures())
 
     @property
     def path(self) -> str:
@@ -405,6 +408,14 @@ def extra_files(state: Any) -> dict[str, str]:
     if not callable(to_json_string) or not callable(getattr(model, "state_dict", None)):
         return {}
     return {"config.json": to_json_string()}
+
+
+def _deadline(seconds: float | None, default: float) -> float:
+    if seconds is None:
+        return default
+    if not seconds >= 0:
+        raise InvalidArgumentError(f"a deadline must be 0 seconds or more, not {seconds!r}")
+    return seconds
 
 
 def _step(step: Any) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Union
+from typing import Any
 
 from strandline.errors import UnsupportedError
 
 __all__: list[str] = []
 
-#: ``False`` shows nothing, ``True`` a bar, and a function is called with bytes done and bytes total.
-ProgressOption = Union[bool, Callable[[int, int], Any]]
+#: ``False`` shows nothing, ``True`` a bar; a function is called with bytes done and bytes total.
+ProgressOption = bool | Callable[[int, int], Any]
 
 
 class _TqdmBar:
@@ -65,20 +65,22 @@ def _bar(title: str) -> _TqdmBar | _RichBar:
             return kind(title)
         except ImportError:
             continue
-    raise UnsupportedError("progress=True needs tqdm or rich: install one, or pass a function")
+    raise _no_library()
+
+
+def _no_library() -> UnsupportedError:
+    return UnsupportedError("progress=True needs tqdm or rich: install one, or pass a function")
 
 
 class Display:
-    """Shows how far one piece of work is; a context manager. Shows nothing until the first update."""
+    """Shows how far one piece of work is, from the first update on; a context manager."""
 
     def __init__(self, option: ProgressOption, title: str) -> None:
         self._option = option
         self._title = title
         self._shown: _TqdmBar | _RichBar | _FunctionBar | None = None
-        if option is True:
-            # Fails here, before the work, if no library can show it.
-            if not any(_installed(name) for name in ("tqdm", "rich")):
-                _bar(title)
+        if option is True and not any(_installed(name) for name in ("tqdm", "rich")):
+            raise _no_library()  # Before the work, not in the middle of it.
 
     @property
     def function(self) -> Callable[[int, int], None] | None:

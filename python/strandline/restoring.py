@@ -69,7 +69,9 @@ class _Assignment:
         return old
 
     def _placed(self, old: Any, saved: Any, path: tuple[Any, ...]) -> list[Any]:
-        return [self.place(a, b, (*path, i)) for i, (a, b) in enumerate(zip(old, saved))]
+        return [
+            self.place(a, b, (*path, i)) for i, (a, b) in enumerate(zip(old, saved, strict=False))
+        ]
 
     def _holds_places(self, value: Any) -> bool:
         """Whether there is anything below that keeps its identity: an object or a dict."""

@@ -106,8 +106,8 @@ class RngState:
     """The random number generators of a job, to be put into its state.
 
     Covers PyTorch's CPU generator, those of the accelerator in use, Python's ``random`` and NumPy's
-    global generator. Saving, loading and restoring draw from none of them. Generators of your own
-    (``torch.Generator``, ``numpy.random.Generator``) go into the state by their own ``get_state()``.
+    global generator. Saving, loading and restoring draw from none of them. Of a generator of your
+    own, save ``get_state()`` (``torch.Generator``) or ``bit_generator.state`` (NumPy's).
     """
 
     def state_dict(self) -> dict[str, Any]:

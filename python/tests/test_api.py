@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
+import resource
 import subprocess
 import sys
 import textwrap
@@ -25,7 +27,7 @@ def test_everything_public_is_exported_and_shown_under_the_packages_name():
             assert thing.__module__ == "strandline", name
     assert re.fullmatch(r"\d+\.\d+\.\d+", strandline.__version__)
     with pytest.raises(AttributeError):
-        strandline.nothing
+        _ = strandline.nothing
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,8 @@ def test_everything_public_is_exported_and_shown_under_the_packages_name():
 )
 def test_every_error_is_also_the_builtin_that_python_raises_there(name, builtin):
     error = getattr(strandline, name)("what and why", key_path="a.b", path="/p", errno=5)
-    assert isinstance(error, strandline.Error) and isinstance(error, builtin)
+    assert isinstance(error, strandline.Error)
+    assert isinstance(error, builtin)
     assert str(error) == "what and why"
     assert (error.key_path, error.path, error.errno) == ("a.b", "/p", 5)
     assert getattr(strandline, name)("alone").errno is None
@@ -57,20 +60,27 @@ def test_a_save_tells_how_it_went(tmp_path):
         save.wait_staged(60)
         assert save.wait_durable(60) == "committed"
         assert save.step == 7
-        assert save.outcome == "committed" and save.outcome.cause is None
+        assert save.outcome == "committed"
+        assert save.outcome.cause is None
         assert save.progress.bytes_total == save.progress.bytes_written == 4000
-        assert save.progress.bytes_staged == 4000 and save.progress.ended
-        assert save.timings.blocked_ms > 0 and save.timings.durable_ms > 0
+        assert save.progress.bytes_staged == 4000
+        assert save.progress.ended
+        assert save.timings.blocked_ms > 0
+        assert save.timings.durable_ms > 0
         assert save.timings.collect_ms > 0
-        assert str(save).startswith("step 7: blocked ") and "\n" not in str(save)
-        assert "step 7" in repr(save) and "bytes_total=4000" in repr(save.progress)
+        assert str(save).startswith("step 7: blocked ")
+        assert "\n" not in str(save)
+        assert "step 7" in repr(save)
+        assert "bytes_total=4000" in repr(save.progress)
         assert "blocked_ms=" in repr(save.timings)
         assert save.warnings == []
         save.cancel()  # Too late: changes nothing.
         assert save.outcome == "committed"
-        assert checkpointer.latest_step() == 7 and checkpointer.steps() == [7]
+        assert checkpointer.latest_step() == 7
+        assert checkpointer.steps() == [7]
         assert checkpointer.failures == []
-        assert Path(checkpointer.path) == tmp_path and len(checkpointer.run) == 32
+        assert Path(checkpointer.path) == tmp_path
+        assert len(checkpointer.run) == 32
         assert str(tmp_path) in repr(checkpointer)
     checkpointer.close()  # Again does nothing.
     with pytest.raises(strandline.UnavailableError):
@@ -122,9 +132,10 @@ def test_keys_choose_what_is_loaded(tmp_path):
     assert load(one, keys="list.1.z") == load(one, keys=("list", 1, "z")) == 2
     several = load(one, keys=["n", ("opt", 5), "opt.state"])
     assert several == {"n": 3, ("opt", 5): "five", "opt.state": {0: {"x": 1}}}
-    with pytest.raises(strandline.NotFoundError, match="model.c") as caught:
+    with pytest.raises(strandline.NotFoundError, match=r"model\.c") as caught:
         load(one, keys="model.c")
-    assert caught.value.key_path == "model.c" and isinstance(caught.value, FileNotFoundError)
+    assert caught.value.key_path == "model.c"
+    assert isinstance(caught.value, FileNotFoundError)
     for keys in (("opt", "5"), ["n", "no"]):
         with pytest.raises(strandline.NotFoundError):
             load(one, keys=keys)
@@ -156,7 +167,8 @@ def test_saving_one_checkpoint_replaces_only_a_checkpoint(tmp_path):
     for name in ("other", "file"):
         with pytest.raises(strandline.AlreadyExistsError) as caught:
             strandline.save(tmp_path / name, {"n": 1})
-        assert isinstance(caught.value, FileExistsError) and name in caught.value.path
+        assert isinstance(caught.value, FileExistsError)
+        assert name in caught.value.path
     assert (tmp_path / "other" / "precious").read_text() == "x"
 
 
@@ -179,65 +191,78 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path):
         assert second.restore({"n": 0}) == 1  # Reading needs no lock.
 
 
-def test_leaving_the_block_raises_what_went_wrong(tmp_path):
-    root = tmp_path / "steps"
-    with pytest.raises(strandline.Error, match="step"):
-        with strandline.Checkpointer(root) as checkpointer:
-            checkpointer.save(1, {"n": 1}).wait_durable(60)
-            break_directory(root)
-            with contextlib.suppress(strandline.Error):
-                checkpointer.save(2, {"n": 2})
-            checkpointer.wait_until_finished(60)
-            assert len(checkpointer.failures) == 1
+BIG = {"w": torch.ones(1_000_000)}
 
 
-def break_directory(root):
-    """Makes every later save fail in the background."""
-    import shutil
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 1 MiB: a save of BIG fails in the background, a small one works."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    shutil.rmtree(root)
-    root.write_text("in the way")
+
+def fail_in_background(checkpointer, step):
+    with full_disk():
+        save = checkpointer.save(step, BIG)
+        checkpointer.wait_until_finished(60)
+    assert save.outcome == "failed"
+    return save
+
+
+def test_leaving_the_block_raises_what_went_wrong_and_the_next_save_commits(tmp_path):
+    def job():
+        with strandline.Checkpointer(tmp_path) as checkpointer:
+            checkpointer.save(1, {"n": 1})
+            fail_in_background(checkpointer, 2)
+            assert [type(error) for error in checkpointer.failures] == [strandline.IoError]
+            with pytest.warns(strandline.StrandlineWarning):
+                checkpointer.save(3, {"n": 3}).wait_durable(60)
+            assert checkpointer.steps() == [1, 3]
+
+    with pytest.raises(strandline.IoError) as caught:
+        job()
+    assert "2" in str(caught.value)
 
 
 def test_the_bodys_own_exception_is_never_masked(tmp_path):
-    root = tmp_path / "steps"
-    with pytest.raises(KeyError, match="mine") as caught:
-        with strandline.Checkpointer(root) as checkpointer:
-            checkpointer.save(1, {"n": 1}).wait_durable(60)
-            break_directory(root)
-            checkpointer.save(2, {"n": 2})
+    def job():
+        with strandline.Checkpointer(tmp_path) as checkpointer:
+            fail_in_background(checkpointer, 2)
             raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        job()
     if sys.version_info >= (3, 11):
         assert any("closing the Checkpointer" in note for note in caught.value.__notes__)
 
 
-def test_a_failed_save_is_warned_of_by_the_next_one(tmp_path):
-    root = tmp_path / "steps"
-    checkpointer = strandline.Checkpointer(root)
-    checkpointer.save(1, {"n": 1}).wait_durable(60)
-    break_directory(root)
-    failed = checkpointer.save(2, {"n": 2})
-    with pytest.raises(strandline.Error):
-        failed.wait_durable(60)
-    assert failed.outcome == "failed" and isinstance(failed.outcome.cause, strandline.Error)
-    with pytest.warns(strandline.StrandlineWarning) as caught:
+def test_a_failed_save_is_warned_of_by_the_next_one_at_its_caller(tmp_path):
+    checkpointer = strandline.Checkpointer(tmp_path)
+    failed = fail_in_background(checkpointer, 2)
+    cause = failed.outcome.cause
+    assert isinstance(cause, OSError)
+    assert cause.errno == errno.EFBIG
+    assert cause.path.startswith(str(tmp_path))
+    with pytest.warns(strandline.StrandlineWarning, match="step 2") as caught:
         checkpointer.save(3, {"n": 3})
     assert caught[0].filename == __file__
-    with pytest.raises(strandline.Error):
-        checkpointer.close()
+    with pytest.raises(strandline.IoError):
+        failed.wait_durable(60)
+    checkpointer.close()  # Raised already.
 
 
 def test_errors_in_the_background_can_be_raised_at_once(tmp_path):
-    root = tmp_path / "steps"
-    checkpointer = strandline.Checkpointer(root, on_error="raise")
-    checkpointer.save(1, {"n": 1}).wait_durable(60)
-    break_directory(root)
-    checkpointer.save(2, {"n": 2})
-    checkpointer.wait_until_finished(60)
-    with pytest.raises(strandline.Error):
+    checkpointer = strandline.Checkpointer(tmp_path, on_error="raise")
+    fail_in_background(checkpointer, 2)
+    with pytest.raises(strandline.IoError):
         checkpointer.save(3, {"n": 3})
-    with contextlib.suppress(strandline.Error):
-        checkpointer.close()
+    checkpointer.save(3, {"n": 3})
+    checkpointer.close()
+    assert strandline.load(tmp_path) == {"n": 3}
 
 
 def test_a_state_above_the_ceiling_streams_and_says_so_at_the_caller(tmp_path):
@@ -246,7 +271,8 @@ def test_a_state_above_the_ceiling_streams_and_says_so_at_the_caller(tmp_path):
         with pytest.warns(strandline.StrandlineWarning, match="host_bytes_max") as caught:
             save = checkpointer.save(1, state)
         assert caught[0].filename == __file__
-        assert save.wait_durable(60) == "committed" and save.warnings
+        assert save.wait_durable(60) == "committed"
+        assert save.warnings
         assert checkpointer.host_bytes_in_use <= 4 << 20
     assert torch.equal(strandline.load(tmp_path, keys="w"), state["w"])
 
@@ -263,7 +289,8 @@ def test_progress_shows_bytes_in_waits_and_reads(tmp_path, capfd):
     with strandline.Checkpointer(tmp_path, progress=True) as checkpointer:
         checkpointer.save(1, {"w": torch.ones(5_000_000)}).wait_durable(60)
         shown = capfd.readouterr().err
-        assert "step 1" in shown and "19.1M" in shown
+        assert "step 1" in shown
+        assert "19.1M" in shown
         checkpointer.restore({"w": torch.zeros(5_000_000)})
         assert "restoring" in capfd.readouterr().err
     strandline.load(tmp_path, progress=True)
@@ -366,7 +393,8 @@ def test_warnings_are_not_errors_of_the_save(tmp_path):
 
 def test_the_package_is_typed(tmp_path):
     package = Path(strandline.__file__).parent
-    assert (package / "py.typed").exists() and (package / "_core.pyi").exists()
+    assert (package / "py.typed").exists()
+    assert (package / "_core.pyi").exists()
     sample = tmp_path / "sample.py"
     sample.write_text(
         textwrap.dedent(

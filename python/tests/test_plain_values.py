@@ -45,11 +45,13 @@ keys = (
 )
 trees = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.lists(inner, max_size=4).map(tuple)
-    | st.dictionaries(keys, inner, max_size=4)
-    | st.dictionaries(keys, inner, max_size=4).map(collections.OrderedDict)
-    | st.dictionaries(keys, st.integers(), max_size=3).map(collections.Counter),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.dictionaries(keys, inner, max_size=4).map(collections.OrderedDict)
+        | st.dictionaries(keys, st.integers(), max_size=3).map(collections.Counter)
+    ),
     max_leaves=12,
 )
 
@@ -120,7 +122,7 @@ def test_any_tree_of_plain_values_comes_back_exactly(tmp_path, value):
         torch.device("cuda", 3),
         torch.device("meta"),
     ],
-    ids=lambda value: f"{type(value).__name__}-{str(value)[:20]!a}",
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_comes_back_exactly(tmp_path, value):
     assert_same(value, round_trip(value, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -21,7 +22,8 @@ checkpointer = strandline.Checkpointer(sys.argv[1])
 save = checkpointer.save(3, {"w": torch.ones(4_000_000)})
 """
     done = run_python(code, tmp_path / "steps")
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr == ""
     assert torch.all(strandline.load(tmp_path / "steps")["w"] == 1)
 
 
@@ -48,7 +50,8 @@ checkpointer.save(3, {"w": torch.ones(1000)})
 raise RuntimeError("the body's own")
 """
     done = run_python(code, tmp_path / "steps")
-    assert done.returncode == 1 and "the body's own" in done.stderr
+    assert done.returncode == 1
+    assert "the body's own" in done.stderr
     assert strandline.Checkpointer(tmp_path / "steps").latest_step() == 3
 
 
@@ -82,7 +85,7 @@ assert checkpointer.steps() == [1, 2]
 print("parent done")
 """
     done = run_python(code, tmp_path)
-    assert done.stdout == "parent done\n" and done.stderr == "", done.stderr
+    assert (done.stdout, done.stderr) == ("parent done\n", "")
     assert strandline.load(tmp_path / "child") == {"n": 1}
 
 
@@ -100,7 +103,14 @@ save.wait_durable(60)
 print(save.outcome)
 """
     done = run_python(code, tmp_path / "steps")
-    assert done.stdout == "committed\n" and done.stderr == ""
+    assert done.stdout == "committed\n"
+    assert done.stderr == ""
+
+
+def repeat(call):
+    """Calls for ever: whether a call ends before or after the key is pressed, the key ends this."""
+    while True:
+        call()
 
 
 def interrupt_soon():
@@ -119,9 +129,7 @@ def test_ctrl_c_ends_a_wait_and_the_save_goes_on(tmp_path):
         timer = interrupt_soon()
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            # Whether the save is durable before or after the key is pressed, the key ends the loop.
-            while True:
-                save.wait_durable(60)
+            repeat(lambda: save.wait_durable(60))
         timer.join()
         assert save.wait_durable(60) == "committed"
 
@@ -131,8 +139,7 @@ def test_ctrl_c_ends_a_load(tmp_path):
     timer = interrupt_soon()
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        while True:
-            strandline.load(tmp_path / "one")
+        repeat(lambda: strandline.load(tmp_path / "one"))
     timer.join()
     assert strandline.load(tmp_path / "one")["w"][0] == 1
 
@@ -160,8 +167,9 @@ def test_python_runs_on_while_the_engine_copies_and_writes(tmp_path):
     during_copy = [beat for beat in beats if began <= beat <= copied]
     during_write = [beat for beat in beats if copied <= beat <= durable]
     # Held for the copy, the GIL would let no beat through at all.
-    assert len(during_copy) > 100 and len(during_write) > 100
-    gaps = [b - a for a, b in zip(during_copy, during_copy[1:])]
+    assert len(during_copy) > 100
+    assert len(during_write) > 100
+    gaps = [b - a for a, b in itertools.pairwise(during_copy)]
     assert max(gaps) < max(0.5 * (copied - began), 0.05)
 
 

@@ -183,7 +183,8 @@ def test_a_resumed_job_goes_on_bit_for_bit(tmp_path):
     random.random(), numpy.random.rand(), torch.randn(3)  # Off the track.
     with strandline.Checkpointer(tmp_path, keep=2) as checkpointer:
         done = checkpointer.restore(job, default=0)
-        assert done == 5 and checkpointer.steps() == [4, 5]
+        assert done == 5
+        assert checkpointer.steps() == [4, 5]
         for _ in range(done, 10):
             train(job)
     assert job["history"] == straight["history"]
@@ -219,7 +220,7 @@ def test_rng_state_comes_back_for_every_generator(tmp_path):
     job = {"rng": strandline.torch.RngState()}
     random.gauss(0, 1), numpy.random.standard_normal()  # Leaves a second value for the next call.
     with strandline.Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, job)
+        checkpointer.save(1, job).wait_durable(60)
         expected = draw()
         draw()
         checkpointer.restore(job)
@@ -236,7 +237,7 @@ def test_generators_are_set_after_objects_that_draw_while_they_load(tmp_path):
 
     job = {"rng": strandline.torch.RngState(), "drawing": Drawing()}
     with strandline.Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, job)
+        checkpointer.save(1, job).wait_durable(60)
         expected = torch.randn(3)
         checkpointer.restore(job)
     assert torch.equal(torch.randn(3), expected)
@@ -349,7 +350,8 @@ def test_a_checkpoint_holds_the_state_at_the_call(tmp_path, make):
         checkpointer.save(1, state)
         write()  # At once, while the save is being written.
     saved = [bits_of(torch.as_tensor(leaf)) for leaf in leaves(strandline.load(tmp_path))]
-    assert len(expected) > 0 and saved == expected
+    assert len(expected) > 0
+    assert saved == expected
 
 
 def leaves(tree):
@@ -370,4 +372,5 @@ def test_weights_untied_between_saves_find_another_plan(tmp_path):
     tied = strandline.load(tmp_path, keys="model", step=1)
     untied = strandline.load(tmp_path, keys="model", step=2)
     assert torch.equal(tied["a.weight"], tied["b.weight"])
-    assert torch.all(untied["b.weight"] == 9) and torch.equal(untied["a.weight"], tied["a.weight"])
+    assert torch.all(untied["b.weight"] == 9)
+    assert torch.equal(untied["a.weight"], tied["a.weight"])

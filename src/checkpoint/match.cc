@@ -70,7 +70,7 @@ class Matcher {
       if (!is_dict(s.kind)) return differ(own, kind_name(s.kind), "a dict with entries");
       return visit_dict(saved, own);
     }
-    if (is_sequence(d.kind)) return;
+    if (is_sequence(d.kind)) return visit_sequence(saved, own);
     if (d.kind == NodeKind::kTensor) {
       if (s.kind != NodeKind::kTensor) return differ(own, kind_name(s.kind), "a tensor");
       return visit_tensor(s, d, own);
@@ -103,6 +103,28 @@ class Matcher {
       match_.unexpected.push_back(saved_.structure().path_text(i));
       match_.unexpected_nodes.push_back(i);
     }
+  }
+
+  void visit_sequence(std::uint32_t saved, std::uint32_t own) {  // NOLINT(misc-no-recursion)
+    if (!is_sequence(saved_node(saved).kind) || !holds_tensor(own)) return;
+    const std::vector<std::uint32_t> own_items = items(destination_.structure(), own);
+    const std::vector<std::uint32_t> saved_items = items(saved_.structure(), saved);
+    if (saved_items.size() != own_items.size()) return;
+    for (std::size_t i = 0; i < own_items.size(); ++i) visit(saved_items[i], own_items[i]);
+  }
+
+  static std::vector<std::uint32_t> items(const Structure& structure, std::uint32_t sequence) {
+    const std::vector<Node>& nodes = structure.nodes();
+    std::vector<std::uint32_t> found;
+    for (auto i = sequence + 1; i < nodes[sequence].end; i = nodes[i].end) found.push_back(i);
+    return found;
+  }
+
+  [[nodiscard]] bool holds_tensor(std::uint32_t own) const {
+    for (auto i = own; i < own_node(own).end; ++i) {
+      if (own_node(i).kind == NodeKind::kTensor) return true;
+    }
+    return false;
   }
 
   void visit_tensor(const Node& saved, const Node& own, std::uint32_t own_index) {

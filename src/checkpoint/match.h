@@ -23,8 +23,10 @@ struct Match {
   std::vector<std::string> different;           // "name: saved as …, the destination is …".
 };
 
-// Names are compared in non-empty dicts only. An empty dict, a list, a tuple or None in the
-// destination takes whatever was saved there: it matches nothing and misses nothing.
+// Names are compared in non-empty dicts only. An empty dict, None, and a list or tuple without
+// tensors in the destination take whatever was saved there: they match nothing and miss nothing. A
+// list or tuple with tensors, which somebody else may hold too, is compared item by item; if it has
+// another length than the saved one (a history that grows), it too takes what was saved.
 [[nodiscard]] Match match(const StateDict& saved, const StateDict& destination);
 
 // The error that lists everything in the way of restoring, or success. `strict` makes missing and

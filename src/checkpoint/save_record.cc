@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace strandline::inline v0 {
@@ -117,7 +118,8 @@ Progress Save::Record::progress() const {
   base::MutexLock lock(mutex_);
   Progress progress = progress_;
   if (snapshot_) progress.bytes_staged = snapshot_->bytes_staged();
-  progress.bytes_written = bytes_written_.load();
+  // What was written counts headers and padding too, which the total does not.
+  progress.bytes_written = std::min(bytes_written_.load(), progress.bytes_total);
   return progress;
 }
 
