@@ -61,9 +61,10 @@ class Job {
       const float slope = -label / (1 + std::exp(margin)) / kBatch;
       for (std::size_t i = 0; i < input.size(); ++i) gradient[i] += slope * input[i];
     }
+    const auto rate = static_cast<float>(learning_rate_ / static_cast<double>(weights_.size()));
     for (std::size_t i = 0; i < gradient.size(); ++i) {
       momentum_[i] = 0.9f * momentum_[i] + gradient[i];
-      weights_[i] -= static_cast<float>(learning_rate_) * momentum_[i];
+      weights_[i] -= rate * momentum_[i];
     }
     learning_rate_ *= 0.999;
     return loss;
@@ -78,7 +79,7 @@ class Job {
 
   std::vector<float> weights_;
   std::vector<float> momentum_;
-  double learning_rate_ = 0.5;
+  double learning_rate_ = 4;
   std::vector<std::uint64_t> random_{20'260'101};
 };
 
