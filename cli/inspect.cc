@@ -20,6 +20,7 @@ constexpr std::size_t kValueCharactersShownMax = 100;  // --json has them whole.
 
 struct Opened {
   Checkpoint checkpoint;
+  std::filesystem::path path;       // Relative if the command line was.
   ExitCode code = ExitCode::kFine;  // What was found on the way to it.
 };
 
@@ -31,8 +32,9 @@ Result<Opened> open_newest(const std::filesystem::path& directory) {
   ExitCode code = ExitCode::kFine;
   Error error;
   for (auto entry = steps->rbegin(); entry != steps->rend(); ++entry) {
-    auto checkpoint = Checkpoint::open(directory / entry->name);
-    if (checkpoint) return Opened{std::move(*checkpoint), code};
+    const std::filesystem::path path = directory / entry->name;
+    auto checkpoint = Checkpoint::open(path);
+    if (checkpoint) return Opened{std::move(*checkpoint), path, code};
     error = error_of_step(checkpoint.error());
     code = worse(code, exit_code_of(error));
     complain("skipped step " + std::to_string(entry->step) + ": " + error.text());
@@ -44,7 +46,7 @@ Result<Opened> open_newest(const std::filesystem::path& directory) {
 Result<Opened> open_one(const std::filesystem::path& path) {
   auto checkpoint = Checkpoint::open(path);
   if (!checkpoint) return failure(checkpoint.error());
-  return Opened{std::move(*checkpoint)};
+  return Opened{std::move(*checkpoint), path};
 }
 
 Result<Opened> open_asked_for(const InspectOptions& options) {
@@ -103,10 +105,10 @@ std::string where_text(const Checkpoint& checkpoint, std::uint32_t tensor) {
   return text;
 }
 
-std::string summary_text(const Checkpoint& checkpoint) {
-  const CheckpointInfo& info = checkpoint.info();
+std::string summary_text(const Opened& opened) {
+  const CheckpointInfo& info = opened.checkpoint.info();
   Table table({{""}, {""}});
-  table.add_row({"checkpoint", checkpoint.path()});
+  table.add_row({"checkpoint", opened.path.string()});
   table.add_row({"step", std::to_string(info.step)});
   table.add_row({"sequence", fmt::format("{} (parent {})", info.sequence,
                                          info.parent ? std::to_string(*info.parent) : "none")});
@@ -215,9 +217,9 @@ void add_tensor(JsonWriter& json, const Checkpoint& checkpoint, std::uint32_t in
   json.end_object();
 }
 
-void add_summary(JsonWriter& json, const Checkpoint& checkpoint) {
-  const CheckpointInfo& info = checkpoint.info();
-  json.key("path").text(checkpoint.path());
+void add_summary(JsonWriter& json, const Opened& opened) {
+  const CheckpointInfo& info = opened.checkpoint.info();
+  json.key("path").text(opened.path.string());
   add_info(json, info);
   json.key("metadata");
   add_values(json, info.metadata, 0);
@@ -230,12 +232,13 @@ void add_summary(JsonWriter& json, const Checkpoint& checkpoint) {
   json.end_array();
 }
 
-std::string json_of(const Checkpoint& checkpoint, std::uint32_t root) {
+std::string json_of(const Opened& opened, std::uint32_t root) {
+  const Checkpoint& checkpoint = opened.checkpoint;
   const StateDict& tree = checkpoint.tree();
   const auto& nodes = tree.structure().nodes();
   JsonWriter json;
   json.begin_object();
-  add_summary(json, checkpoint);
+  add_summary(json, opened);
   json.key("tensors").begin_array();
   for (std::uint32_t i = root; i < nodes[root].end; ++i) {
     if (nodes[i].kind == NodeKind::kTensor) add_tensor(json, checkpoint, nodes[i].leaf);
@@ -262,14 +265,14 @@ ExitCode run_inspect(const InspectOptions& options, Output& output) {
   std::optional<std::uint32_t> root = 0;
   if (!options.keys.empty()) root = checkpoint.tree().structure().find(options.keys);
   if (!root) {
-    complain("no key '" + options.keys + "' in " + checkpoint.path() +
-             "; inspect without --keys lists them");
+    complain("no key '" + options.keys + "' in '" + opened->path.string() +
+             "'; inspect without --keys lists them");
     return ExitCode::kUnreadable;
   }
   if (options.json) {
-    output.write(json_of(checkpoint, *root));
+    output.write(json_of(*opened, *root));
   } else if (options.keys.empty()) {
-    output.write(summary_text(checkpoint) + '\n' + files_text(checkpoint.info()) + '\n' +
+    output.write(summary_text(*opened) + '\n' + files_text(checkpoint.info()) + '\n' +
                  tree_text(checkpoint, *root));
   } else {
     output.write(tree_text(checkpoint, *root));

@@ -5,12 +5,15 @@
 #include <gtest/gtest.h>
 #include <simdjson.h>
 #include <stdlib.h>
+#include <sys/inotify.h>
+#include <termios.h>
 
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <numeric>
 #include <sstream>
+#include <thread>
 
 #include "format/digest.h"
 #include "process.h"
@@ -66,6 +69,36 @@ void rewrite_manifest(const fs::path& step, const std::string& from, const std::
   const std::string digest = format::digest_of(std::string_view(text)).hex();
   write_content(step / "manifest.json", text + seal + digest + "\"}\n");
 }
+
+// A terminal without a window: what is written into it can be read.
+class Terminal {
+ public:
+  Terminal() : outside_(posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)) {
+    if (grantpt(outside_) == 0 && unlockpt(outside_) == 0) {
+      inside_ = open(ptsname(outside_), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    }
+    EXPECT_GE(inside_, 0);
+  }
+  ~Terminal() {
+    close(inside_);
+    close(outside_);
+  }
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
+
+  [[nodiscard]] int inside() const { return inside_; }
+
+  // What was written into it. REQUIRES: something was.
+  [[nodiscard]] std::string shown() const {
+    std::array<char, 4096> buffer{};
+    const ssize_t count = read(outside_, buffer.data(), buffer.size());
+    return {buffer.data(), count > 0 ? static_cast<std::size_t>(count) : 0};
+  }
+
+ private:
+  int outside_ = -1;
+  int inside_ = -1;
+};
 
 class Cli : public ::testing::Test {
  protected:
@@ -509,23 +542,46 @@ TEST_F(Cli, CtrlCStopsVerify) {
 
 TEST_F(Cli, VerifyShowsItsProgressOnATerminal) {
   save(100);
-  const int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
-  ASSERT_GE(terminal, 0);
-  ASSERT_EQ(grantpt(terminal), 0);
-  ASSERT_EQ(unlockpt(terminal), 0);
+  Terminal terminal;
   ProcessOptions options;
-  options.stderr_fd = open(ptsname(terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
-  ASSERT_GE(options.stderr_fd, 0);
+  options.stderr_fd = terminal.inside();
   const auto result = strandline_tool({"verify", path()}, options);
   EXPECT_EQ(result.exit_code, kFine);
-  std::array<char, 4096> shown{};
-  const ssize_t count = read(terminal, shown.data(), shown.size());
-  ASSERT_GT(count, 0);
-  const std::string line(shown.data(), static_cast<std::size_t>(count));
+  const std::string line = terminal.shown();
   EXPECT_THAT(line, AllOf(StartsWith("\rverifying step 100: "), HasSubstr(" % of ")));
   EXPECT_EQ(line.back(), '\r');  // It is wiped out at the end.
-  close(options.stderr_fd);
-  close(terminal);
+}
+
+// Goal: retention may delete a step that is being read, and that is no damage. Method: the terminal
+// is stopped, so that verify is held at its first line of progress, after it opened the step and
+// before it read all of it; it goes on once the step has been deleted. The step has more files than
+// a reader keeps open, so that some have to be opened again.
+TEST_F(Cli, AStepThatIsDeletedWhileItIsReadIsGoneNotDamaged) {
+  StateDictBuilder builder;
+  for (int group = 0; group < 40; ++group) {
+    ASSERT_TRUE(builder.begin("group" + std::to_string(group), NodeKind::kDict));
+    ASSERT_TRUE(builder.tensor("weight", TensorView::of(weights_)));
+    ASSERT_TRUE(builder.end());
+  }
+  save(100, *builder.finish());
+  Terminal terminal;
+  ASSERT_EQ(tcflow(terminal.inside(), TCOOFF), 0);
+  const int events = inotify_init1(IN_CLOEXEC);
+  ASSERT_GE(inotify_add_watch(events, step_path(100).c_str(), IN_OPEN), 0);
+  std::thread retention([&] {
+    std::array<char, 4096> event;
+    EXPECT_GT(read(events, event.data(), event.size()), 0);  // A file of the step was opened.
+    fs::rename(step_path(100), directory_ / ".step-00000100.deleting");
+    fs::remove_all(directory_ / ".step-00000100.deleting");
+    tcflow(terminal.inside(), TCOON);
+  });
+  ProcessOptions options;
+  options.stderr_fd = terminal.inside();
+  const auto result = strandline_tool({"verify", step_path(100).string()}, options);
+  retention.join();
+  close(events);
+  EXPECT_EQ(result.exit_code, kUnreadable) << result.out;
+  EXPECT_THAT(result.out, HasSubstr("step-00000100: gone: "));
 }
 
 }  // namespace
