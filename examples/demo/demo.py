@@ -296,31 +296,34 @@ def print_costs(costs: dict[str, Any]) -> None:
                 f" {ratio:4.1f}x " if row is not rows[0] else 7 * " "
             )
         print(f"    {row['name']:36}{cells}".rstrip())
+    print(
+        "    Strandline's times include the digest of every byte and removing the oldest checkpoint."
+    )
     for row in rows[1:]:
-        print(f"      {row['name']}: {row['settings']}, the quickest of the settings tried")
+        print(f"    {row['name'].split(' + ')[0]}: the quickest settings, {row['settings']}")
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     training, kill, readers = summary["training"], summary["kill"], summary["readers"]
     print(
         f"  Job: GPT-2 with {training['parameters'] / 1e6:.1f} million parameters, AdamW, warm-up"
-        f" and cosine, dropout;\n    a checkpoint has {megabytes(kill['bytes_total'])}."
-        f" Text: {training['text']}, {training['text_bytes'] / 1e3:.0f} kB."
+        f" and cosine, dropout; checkpoints of {megabytes(kill['bytes_total'])}"
     )
+    print(f"  Text: {training['text']}, {training['text_bytes'] / 1e3:.0f} kB")
     print(
-        f"  Killed in the save of step {kill['step']}, which left {kill['left_behind']}/;"
-        f" resumed at step {training['resumed_from']}."
+        f"  Killed in the save of step {kill['step']}, with {megabytes(kill['bytes_written'])} of it"
+        f" written; resumed at step {training['resumed_from']}"
     )
     print(
         f"  Losses: {training['losses_compared']} of the killed and the resumed run compared with"
-        f" the uninterrupted one: {len(training['differences'])} differ."
+        f" the uninterrupted one: {len(training['differences'])} differ"
     )
-    print("  State at the end (weights, optimizer, schedule, generator): equal, by SHA-256.")
+    print("  State at the end (weights, optimizer, schedule, generators): equal, by SHA-256")
     share = 100 * training["seconds_saving"] / training["seconds_training"]
     print(
         f"  Saving while training: {training['saves']} saves, each blocked"
         f" {statistics.median(training['blocked_ms']):.1f} ms (median; the first"
-        f" {training['blocked_ms'][0]:.1f}), {share:.2f} % of the time."
+        f" {training['blocked_ms'][0]:.1f}), {share:.2f} % of the time"
     )
     print_costs(summary["costs"])
     print("  Opened by safetensors:")
@@ -332,10 +335,10 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     print(
         f"  Opened by transformers' from_pretrained({readers['step_directory']}):"
         f" {len(loaded['missing_keys'])} keys missing, {len(loaded['unexpected_keys'])}"
-        f" unexpected; {loaded['logits']} logits equal."
+        f" unexpected; {loaded['logits']} logits equal"
     )
     print(f"  Picture: {output / 'timeline.png'}\n  Numbers: {output / 'summary.json'}")
-    print(f"  All of it took {summary['seconds']:.0f} s.")
+    print(f"  All of it took {summary['seconds']:.0f} s")
 
 
 # What the demo leaves in its output directory, and removes at the next start.

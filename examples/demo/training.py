@@ -202,7 +202,14 @@ def log_ended(running: list[strandline.Save], log: Log, settings: Settings) -> N
     """Logs, and takes from the list, the saves that have an outcome by now."""
     for save in [save for save in running if save.outcome is not None]:
         running.remove(save)
-        log.write("durable", step=save.step, durable_ms=save.timings.durable_ms)
+        timings = save.timings
+        log.write(
+            "durable",
+            step=save.step,
+            durable_ms=timings.durable_ms,
+            write_ms=timings.write_ms,
+            commit_ms=timings.commit_ms,
+        )
         if save.step % settings.report_every == 0:
             print(f"    {save}")
 
