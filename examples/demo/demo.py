@@ -16,6 +16,7 @@ The exit status is 0 if everything held, 1 if something did not, 130 after Ctrl-
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -311,7 +312,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     )
     print(f"  Text: {training['text']}, {training['text_bytes'] / 1e3:.0f} kB")
     print(
-        f"  Killed in the save of step {kill['step']}, with {megabytes(kill['bytes_written'])} of it"
+        f"  Killed in the save of step {kill['step']}, with {megabytes(kill['bytes_written'])}"
         f" written; resumed at step {training['resumed_from']}"
     )
     print(
@@ -375,6 +376,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "demo")
     arguments = parser.parse_args()
 
+    for package in ("strandline", "torch", "transformers", "safetensors", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            parser.error(f"{package} is not installed for this Python; `make demo` installs it")
     output = arguments.output.resolve()
     for ending in (signal.SIGTERM, signal.SIGHUP):  # They end the children like Ctrl-C does.
         signal.signal(ending, interrupt)

@@ -185,8 +185,10 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
         axes.broken_barh([(start + span, end - start - span)], (0.1, 0.8), color=WRITING)
         if start < -window:
             continue
-        told = f"save of step {step}\nblocked {span * 1e3:.0f} ms, "
-        told += f"durable after {durable[step] * 1e3:.0f} ms" if step in durable else "then killed"
+        told = f"save of step {step}\nblocked {span * 1e3:.0f} ms,"
+        told += (
+            f" durable after {durable[step] * 1e3:.0f} ms" if step in durable else "\nthen killed"
+        )
         axes.annotate(
             told,
             (start, 1.9),
@@ -197,7 +199,7 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
     axes.plot([0], [0.5], "x", color=KILL, markersize=11, markeredgewidth=2.5, clip_on=False)
     axes.axvline(0, color=KILL, linewidth=1.2, linestyle="--")
     axes.set_xlim(-window, 0.03 * window)
-    axes.set_ylim(-0.5, 2.6)
+    axes.set_ylim(-0.5, 2.8)
     axes.set_yticks([0.5, 1.5], ["behind it", "the trainer"])
     axes.set_xlabel("seconds before the kill")
     axes.set_title("The last seconds of the killed run, to scale", loc="left", fontweight="bold")
