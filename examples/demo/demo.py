@@ -297,9 +297,7 @@ def print_costs(costs: dict[str, Any]) -> None:
                 f" {ratio:4.1f}x " if row is not rows[0] else 7 * " "
             )
         print(f"    {row['name']:36}{cells}".rstrip())
-    print(
-        "    Strandline's times include the digest of every byte and removing the oldest checkpoint."
-    )
+    print("    Strandline: with the digest of every byte, and removing the oldest checkpoint")
     for row in rows[1:]:
         print(f"    {row['name'].split(' + ')[0]}: the quickest settings, {row['settings']}")
 
