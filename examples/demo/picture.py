@@ -11,7 +11,6 @@ import matplotlib
 matplotlib.use("Agg")  # a file, not a window
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 Event = dict[str, Any]
@@ -22,6 +21,14 @@ RESUMED = "#e08214"
 BLOCKED = "#c1121f"
 WRITING = "#7fb77e"
 KILL = "#222222"
+
+IN_A_STEP: dict[str, Any] = {
+    "color": "white",
+    "ha": "center",
+    "va": "center",
+    "fontsize": 7,
+    "clip_on": True,
+}
 
 ZOOM_SAVES = 2  # complete saves before the kill that the second panel shows
 
@@ -85,29 +92,6 @@ def draw_losses(
         horizontalalignment="right",
         verticalalignment="top",
     )
-    # One tick for each save, below the curves.
-    for events, color in ((killed, KILLED), (resumed, RESUMED)):
-        saved = [event["step"] for event in of(events, "durable")]
-        axes.plot(
-            saved,
-            [0.02] * len(saved),
-            "|",
-            color=color,
-            markersize=11,
-            markeredgewidth=2,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
-    axes.plot(
-        [killed_at],
-        [0.02],
-        "x",
-        color=KILL,
-        markersize=8,
-        markeredgewidth=2,
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
-    )
     axes.set_xlim(0, losses(uninterrupted)[0][-1] + 1)
     axes.set_xlabel("training step")
     axes.set_ylabel("loss (nats per byte)")
@@ -117,88 +101,42 @@ def draw_losses(
         loc="left",
         fontweight="bold",
     )
-    marks = [
-        Line2D(
-            [],
-            [],
-            color=KILLED,
-            marker="|",
-            linestyle="",
-            markersize=11,
-            markeredgewidth=2,
-            label="a checkpoint became durable",
-        ),
-        Line2D(
-            [],
-            [],
-            color=KILL,
-            marker="x",
-            linestyle="",
-            markersize=8,
-            markeredgewidth=2,
-            label="a save that was killed",
-        ),
-    ]
-    handles, _ = axes.get_legend_handles_labels()
-    axes.legend(handles=handles + marks, loc="center right", frameon=False)
+    mark_saves(axes, killed, resumed)
+    axes.legend(loc="center right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def mark_saves(axes: Axes, killed: list[Event], resumed: list[Event]) -> None:
+    """A mark for each save on the lower edge."""
+    at_the_edge: dict[str, Any] = {
+        "transform": axes.get_xaxis_transform(),
+        "clip_on": False,
+        "markeredgewidth": 2,
+    }
+    for events, color, label in (
+        (killed, KILLED, "a checkpoint became durable"),
+        (resumed, RESUMED, None),
+    ):
+        steps = [event["step"] for event in of(events, "durable")]
+        heights = [0.02] * len(steps)
+        axes.plot(steps, heights, "|", color=color, markersize=11, label=label, **at_the_edge)
+    at = of(killed, "kill")[0]["step"]
+    label = "the save that was killed"
+    axes.plot([at], [0.02], "x", color=KILL, markersize=8, label=label, **at_the_edge)
 
 
 def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
     """The end of the killed run to scale: what the trainer did, and what went on behind it."""
     killed_at = of(killed, "kill")[0]["time"]
-    began = {e["step"]: e["time"] for e in of(killed, "save")}
-    blocked = {e["step"]: e["blocked_ms"] / 1e3 for e in of(killed, "saved")}
-    durable = {e["step"]: e["durable_ms"] / 1e3 for e in of(killed, "durable")}
-
+    saves = [event["time"] - killed_at for event in of(killed, "save")][-ZOOM_SAVES - 1 :]
     # From half an interval between saves before the first that is shown.
-    shown = sorted(began.values())[-ZOOM_SAVES - 1 :]
-    window = killed_at - shown[0] + (shown[-1] - shown[0]) / ZOOM_SAVES / 2
+    begin = saves[0] - (saves[-1] - saves[0]) / ZOOM_SAVES / 2
 
-    previous = None
-    for event in killed:
-        if event["event"] == "step":
-            if previous is not None:
-                start = previous - killed_at
-                width = event["time"] - previous
-                shade = 0.85 if event["step"] % 2 else 0.55
-                axes.broken_barh([(start, width)], (1.1, 0.8), color=KILLED, alpha=shade)
-                if start > -window:
-                    axes.text(
-                        start + width / 2,
-                        1.5,
-                        str(event["step"]),
-                        color="white",
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        clip_on=True,
-                    )
-            previous = event["time"]
-        elif event["event"] == "saved":
-            previous = event["time"]
-    for step, time in began.items():
-        start = time - killed_at
-        span = blocked.get(step, 0.0)
-        axes.broken_barh([(start, span)], (1.1, 0.8), color=BLOCKED, linewidth=0)
-        end = start + durable[step] if step in durable else 0.0
-        axes.broken_barh([(start + span, end - start - span)], (0.1, 0.8), color=WRITING)
-        if start < -window:
-            continue
-        told = f"save of step {step}\nblocked {span * 1e3:.0f} ms,"
-        told += (
-            f" durable after {durable[step] * 1e3:.0f} ms" if step in durable else "\nthen killed"
-        )
-        axes.annotate(
-            told,
-            (start, 1.9),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="left" if step in durable else "right",
-        )
+    draw_steps(axes, killed, killed_at, begin)
+    draw_saves(axes, killed, killed_at, begin)
     axes.plot([0], [0.5], "x", color=KILL, markersize=11, markeredgewidth=2.5, clip_on=False)
     axes.axvline(0, color=KILL, linewidth=1.2, linestyle="--")
-    axes.set_xlim(-window, 0.03 * window)
+    axes.set_xlim(begin, -0.03 * begin)
     axes.set_ylim(-0.5, 2.8)
     axes.set_yticks([0.5, 1.5], ["behind it", "the trainer"])
     axes.set_xlabel("seconds before the kill")
@@ -215,6 +153,43 @@ def draw_last_seconds(axes: Axes, killed: list[Event]) -> None:
         bbox_to_anchor=(0.0, -0.04),
     )
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_steps(axes: Axes, killed: list[Event], killed_at: float, begin: float) -> None:
+    """The trainer's steps; each began when the one before, or the save after it, had ended."""
+    start: float | None = None
+    for event in killed:
+        now = event["time"] - killed_at
+        if event["event"] == "step" and start is not None and now > begin:
+            shade = 0.85 if event["step"] % 2 else 0.55
+            axes.broken_barh([(start, now - start)], (1.1, 0.8), color=KILLED, alpha=shade)
+            if start > begin:
+                axes.text((start + now) / 2, 1.5, str(event["step"]), **IN_A_STEP)
+        if event["event"] in ("step", "saved"):
+            start = now
+
+
+def draw_saves(axes: Axes, killed: list[Event], killed_at: float, begin: float) -> None:
+    """For each save how long the trainer was blocked, and how long it went on behind it."""
+    blocked = {event["step"]: event["blocked_ms"] / 1e3 for event in of(killed, "saved")}
+    durable = {event["step"]: event["durable_ms"] / 1e3 for event in of(killed, "durable")}
+    for event in of(killed, "save"):
+        start = event["time"] - killed_at
+        if start < begin:
+            continue
+        span = blocked[event["step"]]
+        told = f"save of step {event['step']}\nblocked {span * 1e3:.0f} ms,"
+        if event["step"] in durable:
+            until = durable[event["step"]]
+            told += f" durable after {until * 1e3:.0f} ms"
+            side = "left"
+        else:
+            until = -start  # the kill
+            told += "\nthen killed"
+            side = "right"
+        axes.broken_barh([(start, span)], (1.1, 0.8), color=BLOCKED, linewidth=0)
+        axes.broken_barh([(start + span, until - span)], (0.1, 0.8), color=WRITING)
+        axes.annotate(told, (start, 1.9), xytext=(0, 5), textcoords="offset points", ha=side)
 
 
 def draw_costs(axes: Axes, rows: list[dict[str, Any]], key: str, title: str) -> None:
