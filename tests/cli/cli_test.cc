@@ -493,6 +493,9 @@ TEST_F(Cli, NothingFromAFileReachesTheTerminalUnescaped) {
     if (file.path().extension() == ".safetensors") flip_last_byte(file.path());
   }
   EXPECT_EQ(expect_harmless({"verify", step}).exit_code, kDamaged);
+  // What the library would not write, but somebody else may.
+  ASSERT_NO_FATAL_FAILURE(rewrite_manifest(step_path(100), "\"run\":\"", "\"run\":\"\\u001b[31m"));
+  for (const std::string verb : {"ls", "inspect", "verify"}) expect_harmless({verb, path()});
 }
 
 TEST_F(Cli, LettersOfAllLanguagesStayReadable) {

@@ -45,9 +45,9 @@ inline void drain(std::array<int, 2> fds, std::array<std::string*, 2> texts) {
   }
 }
 
-// Replaces the calling child by the program; never returns.
-[[noreturn]] inline void become(const std::vector<std::string>& command, int out, int err,
-                                bool interrupt_pending) {
+// Replaces the calling child by the program; never returns. Allocates nothing: other threads of the
+// parent may have held the allocator's lock when it forked.
+[[noreturn]] inline void become(char* const* arguments, int out, int err, bool interrupt_pending) {
   dup2(out, STDOUT_FILENO);
   dup2(err, STDERR_FILENO);
   // A shell starts programs with the default; whoever runs the tests may not have.
@@ -58,12 +58,7 @@ inline void drain(std::array<int, 2> fds, std::array<std::string*, 2> texts) {
   sigaddset(&interrupt, SIGINT);
   sigprocmask(interrupt_pending ? SIG_BLOCK : SIG_UNBLOCK, &interrupt, nullptr);
   if (interrupt_pending) raise(SIGINT);  // Blocked: it stays pending through exec.
-  std::vector<char*> arguments;
-  for (const std::string& argument : command) {
-    arguments.push_back(const_cast<char*>(argument.c_str()));
-  }
-  arguments.push_back(nullptr);
-  execv(arguments[0], arguments.data());
+  execv(arguments[0], arguments);
   _exit(127);
 }
 
@@ -74,9 +69,14 @@ inline ProcessResult run_process(const std::vector<std::string>& command,
   std::array<int, 2> err{-1, -1};
   ProcessResult result;
   if (pipe2(out.data(), O_CLOEXEC) != 0 || pipe2(err.data(), O_CLOEXEC) != 0) return result;
+  std::vector<char*> arguments;
+  for (const std::string& argument : command) {
+    arguments.push_back(const_cast<char*>(argument.c_str()));
+  }
+  arguments.push_back(nullptr);
   const pid_t child = fork();
   if (child == 0) {
-    become(command, options.stdout_fd >= 0 ? options.stdout_fd : out[1],
+    become(arguments.data(), options.stdout_fd >= 0 ? options.stdout_fd : out[1],
            options.stderr_fd >= 0 ? options.stderr_fd : err[1], options.interrupt_pending);
   }
   close(out[1]);
