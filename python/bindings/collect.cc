@@ -75,6 +75,31 @@ nb::object state_dict_method(PyObject* object) {
   return held;
 }
 
+// The items of a mapping, in its order. They are held outside of Python: a list of ten thousand
+// tuples would set off the garbage collector, which costs more than the whole walk.
+std::vector<std::pair<nb::object, nb::object>> items_of(PyObject* mapping) {
+  std::vector<std::pair<nb::object, nb::object>> items;
+  items.reserve(static_cast<std::size_t>(PyDict_Size(mapping)));
+  if (PyDict_CheckExact(mapping) != 0) {
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(mapping, &position, &key, &value) != 0) {
+      items.emplace_back(nb::borrow(key), nb::borrow(value));
+    }
+    return items;
+  }
+  // An OrderedDict has an order of its own, which only its iterator knows.
+  const nb::object iterator = checked(PyObject_GetIter(mapping));
+  while (PyObject* key = PyIter_Next(iterator.ptr())) {
+    nb::object held = nb::steal(key);
+    nb::object value = checked(PyObject_GetItem(mapping, key));
+    items.emplace_back(std::move(held), std::move(value));
+  }
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  return items;
+}
+
 std::string remedy_for(PyObject* object, ArrayKind kind) {
   PyTypeObject* type = Py_TYPE(object);
   const std::string name = type_name(type);
@@ -213,13 +238,10 @@ class Collector {
   }
 
   void add_mapping(PyObject* mapping) {
-    const nb::object items = checked(PyMapping_Items(mapping));  // A list of pairs, ours alone.
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(items.ptr()); ++i) {
-      PyObject* pair = PyList_GET_ITEM(items.ptr(), i);
-      PyObject* name = PyTuple_GET_ITEM(pair, 0);
-      const std::optional<Key> key = key_of(name);
-      if (!key) refuse_key(name);
-      add(*key, PyTuple_GET_ITEM(pair, 1));
+    for (const auto& [name, object] : items_of(mapping)) {
+      const std::optional<Key> key = key_of(name.ptr());
+      if (!key) refuse_key(name.ptr());
+      add(*key, object.ptr());
     }
   }
 
