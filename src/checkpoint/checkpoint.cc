@@ -315,7 +315,8 @@ Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress)
   // What open() checked may have changed since.
   const Result<Checkpoint> again = open(impl_->directory);
   if (!again) {
-    damages.push_back({again.error().path, again.error().key_path, again.error().message});
+    damages.push_back({std::filesystem::path(again.error().path).filename().string(),
+                       again.error().key_path, again.error().message});
   }
   std::uint64_t total = 0;
   for (const StoredTensor& stored : impl_->stored) total += stored.alias_of ? 0 : stored.bytes;
