@@ -68,7 +68,8 @@ struct CheckpointerOptions {
   std::optional<std::uint32_t> copy_threads = {};
   /// How long a save may wait for staging memory, and for a device to finish copying.
   std::chrono::milliseconds memory_wait{std::chrono::minutes(10)};
-  /// How long close() waits for saves still running; then it cancels them and fails.
+  /// How long close() waits for saves still running; then it cancels them and fails. restore()
+  /// waits as long.
   std::chrono::milliseconds finish_wait{std::chrono::minutes(30)};
 };
 
@@ -139,7 +140,8 @@ class STRANDLINE_EXPORT Checkpointer {
   /// Restores the newest good checkpoint (or `options.step`) into `state`, in place: tensors are
   /// written through their views, plain values assigned. Returns nothing if no committed
   /// checkpoint exists. Names, shapes, dtypes, headers and the manifest are checked before anything
-  /// is changed; on damage the next older checkpoint is taken. Blocks.
+  /// is changed; on damage the next older checkpoint is taken. Waits for saves of this Checkpointer
+  /// that are still running, at most `finish_wait`. Blocks.
   ///
   /// Fails with kMismatch (all missing, unexpected and different names are listed), kCorrupt (every
   /// checkpoint is damaged; the causes and the tensors already overwritten are listed), kNotFound

@@ -265,7 +265,8 @@ class Checkpointer:
         """Restores the newest good checkpoint into ``state``, in place, and returns its step.
 
         Names, shapes and dtypes are compared before anything is changed. Then tensors and arrays
-        are filled in place, plain values are assigned, and objects get ``load_state_dict()``.
+        are filled in place, plain values are assigned, and objects get ``load_state_dict()``. A
+        save that is still running is waited for first, at most ``finish_wait_s``.
 
         Args:
             state: The job, as it is given to ``save()``.
@@ -274,6 +275,7 @@ class Checkpointer:
             strict: Whether a name on one side only is an error.
             verify_first: Change nothing until every byte has been read and verified.
         """
+        self.wait_until_finished()  # The engine waits too, but would not notice Ctrl-C.
         with Display(self._progress, "restoring") as display:
             restored = self._core.restore(
                 state,

@@ -215,6 +215,8 @@ Result<std::optional<Restored>> Checkpointer::restore(StateDict& state,
                                                       const RestoreOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
   STRANDLINE_RETURN_IF_ERROR(state.construction());
+  // A save that is on its way is newer than what is committed.
+  STRANDLINE_RETURN_IF_ERROR(wait_until_finished(impl_->options.finish_wait));
   STRANDLINE_ASSIGN_OR_RETURN(auto restored,
                               checkpoint::restore_into(*impl_->store, state, options));
   if (!restored) return std::nullopt;

@@ -248,9 +248,17 @@ Status Committer::become_writer() {
 }
 
 Result<std::optional<std::string>> Committer::check_existing(std::int64_t step, bool overwrite) {
+  // Names first: reading every manifest at each save would cost more with every step kept.
+  if (overwrite) return std::nullopt;
+  STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage_->list());
+  const std::string final_name = format::step_directory_name(step);
+  const bool taken = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    return format::parse_directory_name(name).final_name == final_name;
+  });
+  if (!taken) return std::nullopt;
   STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage_));
   const StepEntry* existing = catalog.find(step);
-  if (existing == nullptr || overwrite) return std::nullopt;
+  if (existing == nullptr) return std::nullopt;
   const std::string where = storage_->path() + "/" + existing->name;
   if (!existing->info) {
     return fmt::format("step {} ('{}') is unreadable and is replaced: {}", step, where,
