@@ -407,6 +407,36 @@ def check_changelog(tree: Tree) -> Iterator[Problem]:
         yield Problem(file.path, 1, f"has no section for version {number.group(1)}")
 
 
+CITED_TEST = re.compile(r"`((?:[A-Z]\w+\.[A-Z]\w+|test_\w+))`")
+CPP_TEST = re.compile(r"\bTEST(?:_F|_P)?\(\s*(\w+)\s*,\s*(\w+)\s*\)")
+CMAKE_TEST = re.compile(r"add_test\(\s*NAME\s+([\w.]+)")
+
+
+def names_of_tests(tree: Tree) -> set[str]:
+    names: set[str] = set()
+    for file in tree.files.values():
+        if file.is_cpp:
+            names.update(".".join(found.groups()) for found in CPP_TEST.finditer(file.text))
+        elif file.is_python:
+            names.update(re.findall(r"^ *def (test_\w+)", file.text, re.MULTILINE))
+        elif file.path.endswith("tests.cmake"):
+            names.update(CMAKE_TEST.findall(file.text))
+    return names
+
+
+def check_cited_tests(tree: Tree) -> Iterator[Problem]:
+    """A promise is only as good as the test that it names."""
+    file = tree.files.get("docs/guarantees.md")
+    if file is None:
+        return
+    names = names_of_tests(tree)
+    for found in CITED_TEST.finditer(file.text):
+        if found.group(1) not in names:
+            yield Problem(
+                file.path, file.line_of(found.start()), f"no test is called {found.group(1)}"
+            )
+
+
 RULES: tuple[Callable[[Tree], Iterator[Problem]], ...] = (
     check_layers,
     check_line_lengths,
@@ -422,6 +452,7 @@ RULES: tuple[Callable[[Tree], Iterator[Problem]], ...] = (
     check_pragma_once,
     check_traces,
     check_changelog,
+    check_cited_tests,
 )
 
 

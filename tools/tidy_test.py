@@ -271,6 +271,20 @@ class ContentsTest(TidyTest):
         self.assert_found("has no section for version 0.1.0", {"CHANGELOG.md": "## [0.0.9]\n"})
 
 
+class CitedTestsTest(TidyTest):
+    def test_a_promise_whose_test_is_gone(self) -> None:
+        self.assert_found(
+            "docs/guarantees.md:2: no test is called Slab.Overlaps",
+            {
+                "docs/guarantees.md": "`Slab.Never` `test_it` `Tree.IsTidy`\n`Slab.Overlaps`\n",
+                "src/memory/slab_test.cc": "TEST(Slab, Never) {}\n",
+                "python/tests/test_a.py": "def test_it():\n    assert True\n",
+                "tests/tests.cmake": "add_test(NAME Tree.IsTidy\n  COMMAND true)\n",
+                "CMakeLists.txt": "file(GLOB_RECURSE test_sources src/*_test.cc)\n",
+            },
+        )
+
+
 class TreeTest(TidyTest):
     BAD = "#\tno guard\n"
 
