@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <utility>
 
 namespace strandline::inline v0 {
@@ -118,8 +117,7 @@ Progress Save::Record::progress() const {
   base::MutexLock lock(mutex_);
   Progress progress = progress_;
   if (snapshot_) progress.bytes_staged = snapshot_->bytes_staged();
-  // What was written counts headers and padding too, which the total does not.
-  progress.bytes_written = std::min(bytes_written_.load(), progress.bytes_total);
+  progress.bytes_written = bytes_written_.load();
   return progress;
 }
 

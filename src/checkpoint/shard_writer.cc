@@ -61,16 +61,24 @@ class Transfers {
   std::optional<Error> error_ STRANDLINE_GUARDED_BY(mutex_);
 };
 
-Status write_segment(WritableFile& file, std::uint64_t file_offset,
+// Of the bytes at [offset, offset + bytes) of a file, how many are tensor data.
+std::uint64_t data_bytes_in(std::uint64_t data_start, std::uint64_t offset, std::uint64_t bytes) {
+  const std::uint64_t end = offset + bytes;
+  return end - std::min(end, std::max(offset, data_start));
+}
+
+Status write_segment(WritableFile& file, const staging::FilePlan& plan, std::uint64_t file_offset,
                      std::span<const std::byte> bytes, const WriteObserver& observer) {
   Transfers transfers;
   Status checked;
   for (std::uint64_t at = 0; at < bytes.size() && checked && !transfers.failed();
        at += kTransferBytes) {
     const auto transfer = bytes.subspan(at, std::min(kTransferBytes, bytes.size() - at));
+    const std::uint64_t counted =
+        data_bytes_in(plan.header.size(), file_offset + at, transfer.size());
     transfers.start();
-    file.write_at(file_offset + at, transfer, [&transfers, &observer, transfer](Status status) {
-      if (status) observer.written(transfer.size());
+    file.write_at(file_offset + at, transfer, [&transfers, &observer, counted](Status status) {
+      if (status) observer.written(counted);
       transfers.complete(std::move(status));
     });
     checked = observer.check();
@@ -109,7 +117,8 @@ Result<std::vector<FileInfo>> ShardWriter::run(staging::Snapshot& snapshot,
       const staging::FilePlan& plan = files[segment.file];
       STRANDLINE_ASSIGN_OR_RETURN(file, directory.create(plan.name, plan.file_bytes()));
     }
-    STRANDLINE_RETURN_IF_ERROR(write_segment(*file, segment.file_offset, bytes, observer));
+    STRANDLINE_RETURN_IF_ERROR(
+        write_segment(*file, files[segment.file], segment.file_offset, bytes, observer));
     snapshot.release_segment(i);
     if (segment.file_offset + segment.bytes == files[segment.file].file_bytes()) {
       STRANDLINE_RETURN_IF_ERROR(file->sync());

@@ -13,8 +13,9 @@ namespace strandline::checkpoint {
 
 // What the writer tells its owner.
 struct WriteObserver {
-  std::function<void(std::uint64_t bytes)> written;  // Bytes handed to the storage.
-  std::function<Status()> check;                     // An error stops the writing.
+  std::function<void(std::uint64_t bytes)>
+      written;                    // Tensor bytes handed to the storage; headers do not count.
+  std::function<Status()> check;  // An error stops the writing.
 };
 
 class ShardWriter {
