@@ -1,6 +1,7 @@
 // Time as the engine sees it, so that tests can hold it still.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -26,11 +27,16 @@ class SystemClock final : public Clock {
   }
 };
 
+// `wait`, or a year where that is shorter: sums with it do not overflow.
+[[nodiscard]] inline std::chrono::milliseconds at_most_a_year(std::chrono::milliseconds wait) {
+  constexpr std::chrono::hours kYear(24 * 365);
+  return std::min<std::chrono::milliseconds>(wait, kYear);
+}
+
 // `now` plus `wait`, without overflowing for absurdly long waits.
 [[nodiscard]] inline Clock::Instant deadline_after(Clock::Instant now,
                                                    std::chrono::milliseconds wait) {
-  constexpr std::chrono::hours kLongest(24 * 365);
-  return now + std::min<std::chrono::milliseconds>(wait, kLongest);
+  return now + at_most_a_year(wait);
 }
 
 [[nodiscard]] inline double milliseconds_between(Clock::Instant from, Clock::Instant to) {

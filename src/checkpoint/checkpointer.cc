@@ -27,6 +27,15 @@
 
 namespace strandline::inline v0 {
 
+namespace {
+
+// The writer waits for staging, which ends by itself: at the latest when it has waited for memory
+// as long as it may and then copied. This is more than any copy takes, so that staging alone
+// decides; without any bound a defect there would be a hang here.
+constexpr std::chrono::hours kCopyWait(1);
+
+}  // namespace
+
 struct Checkpointer::Impl {
   Impl(std::shared_ptr<Storage> storage, CheckpointerOptions given, std::string run_id,
        checkpoint::Environment environment)
@@ -37,7 +46,8 @@ struct Checkpointer::Impl {
         snapshotter({.slab = {.host_bytes_max = options.host_bytes_max}}, *parts.devices,
                     parts.copy_workers.get(), *parts.clock),
         committer(store, options, run, *parts.clock),
-        pipeline(committer, parts.pipeline, parts.clock, options.memory_wait) {}
+        pipeline(committer, parts.pipeline, parts.clock,
+                 base::at_most_a_year(options.memory_wait) + kCopyWait) {}
 
   // Fails in a forked child and after close().
   [[nodiscard]] Status check_usable() const {
@@ -225,6 +235,9 @@ Result<std::optional<Restored>> Checkpointer::restore(StateDict& state,
 }
 
 Result<std::vector<std::int64_t>> Checkpointer::steps() const {
+  if (base::fork_generation() != impl_->fork_generation) {
+    return failure(impl_->check_usable().error());
+  }
   STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::Catalog catalog,
                               checkpoint::Catalog::read(*impl_->store));
   std::vector<std::int64_t> steps;

@@ -21,7 +21,9 @@
 //
 // Replacing. A step is refused if this run committed it, or if it is an ancestor of what the job
 // descends from and intact. A damaged step, or one of an abandoned branch, is replaced and the
-// caller told. `overwrite` replaces whatever is there.
+// caller told. `overwrite` replaces whatever is there. A step that cannot be read just now, or was
+// written by a newer version, is neither: it is kept, and the save is refused with the cause. The
+// same holds when becoming the writer, since the next sequence must be above all that exist.
 
 #include "checkpoint/committer.h"
 
@@ -163,6 +165,21 @@ Status check_listing(PartialDirectory& partial, std::vector<std::string> written
                      (strangers.empty() ? " nothing, but files are missing" : strangers));
 }
 
+// Whether the bytes themselves are at fault: neither the way to them nor our age.
+bool is_damage(const Error& error) {
+  return error.code == ErrorCode::kCorrupt || error.code == ErrorCode::kNotFound;
+}
+
+Error unknown_step(const StepEntry& entry) {
+  return Error{.code = entry.error->code,
+               .message = fmt::format("nothing was saved, because the manifest of '{}' cannot be "
+                                      "read and its place in the sequence is unknown; if it is not "
+                                      "needed any more, move it away: {}",
+                                      entry.name, entry.error->message),
+               .path = entry.error->path,
+               .system_errno = entry.error->system_errno};
+}
+
 Status read_back(Storage& storage, const std::string& partial_name, bool verify_data) {
   STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(partial_name));
   STRANDLINE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(std::move(directory)));
@@ -224,6 +241,9 @@ Status Committer::become_writer() {
   STRANDLINE_ASSIGN_OR_RETURN(std::unique_ptr<WriterLock> writer_lock,
                               storage_->lock(options_.opened_at));
   STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage_));
+  for (const StepEntry& entry : catalog.entries()) {
+    if (entry.error && !is_damage(*entry.error)) return failure(unknown_step(entry));
+  }
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage_->list());
   // Sweeping is a courtesy: what cannot be removed now is tried again by the next writer.
   for (const std::string& name : names) {
@@ -260,6 +280,7 @@ Result<std::optional<std::string>> Committer::check_existing(std::int64_t step, 
   const StepEntry* existing = catalog.find(step);
   if (existing == nullptr) return std::nullopt;
   const std::string where = storage_->path() + "/" + existing->name;
+  if (existing->error && !is_damage(*existing->error)) return failure(unknown_step(*existing));
   if (!existing->info) {
     return fmt::format("step {} ('{}') is unreadable and is replaced: {}", step, where,
                        existing->error->text());
@@ -346,6 +367,8 @@ std::vector<std::string> Committer::prune() {
 void Committer::note_restored(std::uint64_t sequence) {
   base::MutexLock lock(mutex_);
   parent_ = sequence;
+  // A commit comes after its parent even if somebody removed that meanwhile.
+  highest_sequence_ = std::max(highest_sequence_, sequence);
 }
 
 void Committer::unlock() {

@@ -78,7 +78,7 @@ void Pipeline::run(Job& job) {
     --in_flight_;
     std::erase(running_, job.record);
     if (outcome.kind == Outcome::Kind::kFailed) {
-      failed_.push_back(job.record);
+      failed_.push_back({job.record});
       ++failures_in_row_;
     } else if (outcome.kind == Outcome::Kind::kCommitted) {
       failures_in_row_ = 0;
@@ -136,37 +136,34 @@ void Pipeline::cancel_all() {
 
 Result<std::vector<std::string>> Pipeline::review_failures(ErrorPolicy policy) {
   base::MutexLock lock(mutex_);
-  std::erase_if(failed_, [this](const auto& record) {
-    if (!record->raised()) return false;
-    if (warned_ > 0) --warned_;
-    return true;
-  });
+  std::erase_if(failed_, [](const Failed& failed) { return failed.record->raised(); });
   const bool too_many = failures_in_row_ >= kFailuresInRowMax;
   if (!failed_.empty() && (policy == ErrorPolicy::kRaise || too_many)) {
-    Error error = *failed_.back()->outcome()->cause;
+    Error error = *failed_.back().record->outcome()->cause;
     error.message = fmt::format(
-        "{}{}; this call saved nothing", failed_text(*failed_.back()),
+        "{}{}; this call saved nothing", failed_text(*failed_.back().record),
         too_many ? fmt::format(" ({} failures in a row)", failures_in_row_) : std::string());
-    for (const auto& record : failed_) record->set_raised();
+    for (const Failed& failed : failed_) failed.record->set_raised();
     failed_.clear();
-    warned_ = 0;
     failures_in_row_ = 0;
     return failure(std::move(error));
   }
   std::vector<std::string> warnings;
-  for (; warned_ < failed_.size(); ++warned_) warnings.push_back(failed_text(*failed_[warned_]));
+  for (Failed& failed : failed_) {
+    if (!std::exchange(failed.warned, true)) warnings.push_back(failed_text(*failed.record));
+  }
   return warnings;
 }
 
 std::vector<Error> Pipeline::failures(bool raise) {
   base::MutexLock lock(mutex_);
   std::vector<Error> errors;
-  for (const auto& record : failed_) {
-    if (record->raised()) continue;
-    Error error = *record->outcome()->cause;
-    error.message = failed_text(*record);
+  for (const Failed& failed : failed_) {
+    if (failed.record->raised()) continue;
+    Error error = *failed.record->outcome()->cause;
+    error.message = failed_text(*failed.record);
     errors.push_back(std::move(error));
-    if (raise) record->set_raised();
+    if (raise) failed.record->set_raised();
   }
   return errors;
 }

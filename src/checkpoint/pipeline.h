@@ -55,6 +55,11 @@ class Pipeline {
   [[nodiscard]] std::vector<Error> failures(bool raise) STRANDLINE_EXCLUDES(mutex_);
 
  private:
+  struct Failed {
+    std::shared_ptr<Save::Record> record;
+    bool warned = false;  // By a later save().
+  };
+
   void run(Job& job) STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] Status write_and_commit(Job& job);
 
@@ -68,8 +73,7 @@ class Pipeline {
   base::ConditionVariable changed_;
   std::uint32_t in_flight_ STRANDLINE_GUARDED_BY(mutex_) = 0;
   std::vector<std::shared_ptr<Save::Record>> running_ STRANDLINE_GUARDED_BY(mutex_);
-  std::vector<std::shared_ptr<Save::Record>> failed_ STRANDLINE_GUARDED_BY(mutex_);
-  std::size_t warned_ STRANDLINE_GUARDED_BY(mutex_) = 0;  // How many of failed_ save() warned of.
+  std::vector<Failed> failed_ STRANDLINE_GUARDED_BY(mutex_);
   std::uint32_t failures_in_row_ STRANDLINE_GUARDED_BY(mutex_) = 0;
 };
 
