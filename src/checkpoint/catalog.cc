@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "base/result_macros.h"
@@ -10,6 +11,10 @@
 
 namespace strandline::checkpoint {
 namespace {
+
+// Where steps vanish between listing and opening, a newer one has appeared that the list does not
+// have: look again. A writer prunes at most a few steps while we look; more is somebody else.
+constexpr int kAttemptsMax = 16;
 
 StepEntry read_entry(Storage& storage, const std::string& name, std::int64_t step) {
   StepEntry entry;
@@ -44,6 +49,17 @@ Result<CheckpointInfo> read_info(ReadableDirectory& directory) {
 }
 
 Result<Catalog> Catalog::read(Storage& storage) {
+  std::set<std::string> vanished_before;
+  for (int attempt = 1;; ++attempt) {
+    std::set<std::string> vanished;
+    STRANDLINE_ASSIGN_OR_RETURN(Catalog catalog, read_once(storage, vanished));
+    // What is listed again and again, but not there, is no step, or one without a manifest.
+    if (vanished.empty() || vanished == vanished_before || attempt == kAttemptsMax) return catalog;
+    vanished_before = std::move(vanished);
+  }
+}
+
+Result<Catalog> Catalog::read_once(Storage& storage, std::set<std::string>& vanished) {
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage.list());
   std::map<std::int64_t, StepEntry> steps;
   std::vector<std::pair<std::string, std::int64_t>> replaced;
@@ -64,9 +80,10 @@ Result<Catalog> Catalog::read(Storage& storage) {
   }
   Catalog catalog;
   for (auto& [step, entry] : steps) {
-    // A step that vanished while we looked was pruned by its writer: it is not there any more.
-    if (entry.error && entry.error->code == ErrorCode::kNotFound && !storage.open(entry.name)) {
-      continue;
+    // A step or manifest that vanished while we looked was pruned or replaced.
+    if (entry.error && entry.error->code == ErrorCode::kNotFound) {
+      vanished.insert(entry.name);
+      if (!storage.open(entry.name)) continue;
     }
     catalog.entries_.push_back(std::move(entry));
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,9 @@ class Catalog {
   [[nodiscard]] bool is_ancestor(std::uint64_t sequence, std::uint64_t descendant) const;
 
  private:
+  // `vanished` gets the names of what was listed but not there, or had no manifest.
+  [[nodiscard]] static Result<Catalog> read_once(Storage& storage, std::set<std::string>& vanished);
+
   std::vector<StepEntry> entries_;
 };
 
