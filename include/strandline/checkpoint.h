@@ -96,8 +96,8 @@ class STRANDLINE_EXPORT Checkpoint {
 
   /// Reads tensors, checking each byte's digest before it reaches its destination. Fails with
   /// kCorrupt (naming the tensor), kMismatch (another dtype or shape), kIo, or kUnavailable
-  /// (stopped by `progress`). Tensors read before the failure keep what they got: `*done`, where
-  /// given, counts the reads that touched their destination. Blocks.
+  /// (stopped by `progress`). Reads are done in order; after a failure the first `*done` of them
+  /// (where given) may have changed their destination, the others have not. Blocks.
   [[nodiscard]] Status read(std::span<const TensorRead> reads,
                             const ProgressCallback& progress = nullptr,
                             std::size_t* done = nullptr) const;

@@ -15,6 +15,7 @@
 
 #include "base/result_macros.h"
 #include "checkpoint/manifest_file.h"
+#include "checkpoint/step_path.h"
 #include "checkpoint/tensor_reader.h"
 #include "device/host_device.h"
 #include "format/digest.h"
@@ -221,16 +222,14 @@ TensorSource Checkpoint::Impl::source(std::uint32_t tensor) const {
 
 Result<Checkpoint> Checkpoint::open(const std::filesystem::path& step_directory) {
   std::error_code error;
-  const std::filesystem::path absolute = std::filesystem::absolute(step_directory, error);
-  // "a/b/" names the same directory as "a/b".
-  const std::filesystem::path path = absolute.has_filename() ? absolute : absolute.parent_path();
-  if (error || !path.has_filename()) {
-    return failure(Error{.code = ErrorCode::kInvalidArgument,
-                         .message = "'" + step_directory.string() + "' is no step's directory",
-                         .path = step_directory.string()});
-  }
-  STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(path.parent_path()));
-  STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage->open(path.filename().string()));
+  // From within: "." and ".." name a step too.
+  const std::filesystem::path name = step_directory.filename();
+  const bool dots = name == "." || name == "..";
+  STRANDLINE_ASSIGN_OR_RETURN(
+      const checkpoint::StepPath step,
+      checkpoint::split_step_path(dots ? std::filesystem::canonical(step_directory, error)
+                                       : step_directory));
+  STRANDLINE_ASSIGN_OR_RETURN(auto directory, checkpoint::open_step(step));
   return open(std::move(directory));
 }
 
@@ -268,6 +267,9 @@ Status Checkpoint::Impl::read_one(const TensorRead& read, std::vector<std::byte>
     return failure(ErrorCode::kMismatch, "the destination has another dtype or shape");
   }
   STRANDLINE_RETURN_IF_ERROR(read.destination.check());
+  if (read.destination.device.kind != DeviceId{}.kind) {
+    return failure(ErrorCode::kUnsupported, "the destination is not in host memory");
+  }
   device::HostDevice host;
   return checkpoint::read_checked(
       *directory, source(read.tensor), stored[read.tensor].alias_offset_bytes,
@@ -289,14 +291,15 @@ Status Checkpoint::read(std::span<const TensorRead> reads, const ProgressCallbac
   std::uint64_t finished = 0;
   std::vector<std::byte> buffer;
   if (done != nullptr) *done = 0;
-  for (const TensorRead& read : reads) {
+  for (std::size_t i = 0; i < reads.size(); ++i) {
+    const TensorRead& read = reads[i];
     bool touched = false;
     Status status = impl_->read_one(read, buffer, touched, [&](std::uint64_t bytes) -> Status {
       finished += bytes;
       if (!progress || progress(finished, total)) return {};
       return failure(ErrorCode::kUnavailable, "reading was stopped by the caller");
     });
-    if (touched && done != nullptr) ++*done;
+    if ((touched || status) && done != nullptr) *done = i + 1;
     if (status) continue;
     Error error =
         at_file(std::move(status).error(), *impl_->directory, impl_->stored[read.tensor].file);

@@ -8,6 +8,7 @@
 #include "checkpoint/catalog.h"
 #include "checkpoint/newest.h"
 #include "checkpoint/restorer.h"
+#include "checkpoint/step_path.h"
 #include "format/manifest.h"
 #include "strandline/checkpoint.h"
 
@@ -16,6 +17,7 @@ namespace {
 
 using checkpoint::Catalog;
 using checkpoint::Destinations;
+using checkpoint::StepPath;
 
 // The nodes of the keys asked for, or the root.
 Result<std::vector<std::uint32_t>> find_roots(const Checkpoint& checkpoint,
@@ -61,9 +63,30 @@ Status load_from(const Checkpoint& checkpoint, const LoadOptions& options, Loade
   return {};
 }
 
-bool holds_manifest(const std::filesystem::path& path) {
+// The step that `path` is, if it is one: with a manifest directly in it.
+std::optional<StepPath> as_step(const std::filesystem::path& path) {
   std::error_code ignored;
-  return std::filesystem::exists(path / format::kManifestName, ignored);
+  // From within: "." and ".." name a step too.
+  const bool dots = path.filename() == "." || path.filename() == "..";
+  const auto step =
+      checkpoint::split_step_path(dots ? std::filesystem::canonical(path, ignored) : path);
+  if (!step) return std::nullopt;
+  const auto directory = checkpoint::open_step(*step);
+  if (!directory || !(*directory)->file_bytes(format::kManifestName)) return std::nullopt;
+  return *step;
+}
+
+// Loads from one step, which must be the one that was asked for, if one was.
+Status load_from_step(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                      const LoadOptions& options, Loaded& loaded) {
+  if (!options.step || *options.step == checkpoint.info().step) {
+    return load_from(checkpoint, options, loaded);
+  }
+  return failure(Error{.code = ErrorCode::kInvalidArgument,
+                       .message = fmt::format("'{}' is the directory of step {}, but step {} "
+                                              "was asked for; give the directory above it",
+                                              path.string(), checkpoint.info().step, *options.step),
+                       .path = path.string()});
 }
 
 Error nothing_there(const std::filesystem::path& path) {
@@ -76,17 +99,10 @@ Error nothing_there(const std::filesystem::path& path) {
 
 Result<Loaded> load(const std::filesystem::path& path, const LoadOptions& options) {
   Loaded loaded;
-  if (holds_manifest(path)) {
-    STRANDLINE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(path));
-    if (options.step && *options.step != checkpoint.info().step) {
-      return failure(
-          Error{.code = ErrorCode::kInvalidArgument,
-                .message = fmt::format("'{}' is the directory of step {}, but step {} "
-                                       "was asked for; give the directory above it",
-                                       path.string(), checkpoint.info().step, *options.step),
-                .path = path.string()});
-    }
-    STRANDLINE_RETURN_IF_ERROR(load_from(checkpoint, options, loaded));
+  if (const std::optional<StepPath> step = as_step(path)) {
+    STRANDLINE_RETURN_IF_ERROR(checkpoint::use_step(*step, [&](const Checkpoint& checkpoint) {
+      return load_from_step(path, checkpoint, options, loaded);
+    }));
     return loaded;
   }
   STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(path));

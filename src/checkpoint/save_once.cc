@@ -15,6 +15,7 @@
 #include "checkpoint/manifest_file.h"
 #include "checkpoint/shard_writer.h"
 #include "checkpoint/state_check.h"
+#include "checkpoint/step_path.h"
 #include "format/names.h"
 #include "staging/snapshotter.h"
 #include "strandline/checkpointer.h"
@@ -25,27 +26,29 @@ namespace {
 // How long writing may wait for the next piece of staging, and staging for memory.
 constexpr std::chrono::minutes kStagingWait(10);
 
-Result<Publish> publish_mode(Storage& storage, const std::filesystem::path& path) {
+Result<Publish> publish_mode(const checkpoint::StepPath& step) {
   std::error_code ignored;
+  const std::string path = step.text();
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
     return Publish::kNew;
   }
-  const auto directory = storage.open(path.filename().string());
+  const auto directory = step.storage->open(step.name);
   if (directory && checkpoint::read_manifest(**directory)) return Publish::kReplace;
   return failure(Error{.code = ErrorCode::kAlreadyExists,
                        .message = fmt::format("'{}' exists and is no intact Strandline checkpoint; "
                                               "remove it or choose another path",
-                                              path.string()),
-                       .path = path.string()});
+                                              path),
+                       .path = path});
 }
 
-void sweep(Storage& storage, const std::string& name) {
-  const auto names = storage.list();
+// Removes what dead calls on the same path left of one kind, as far as that is possible.
+void sweep(const checkpoint::StepPath& step, format::DirectoryName::Kind kind) {
+  const auto names = step.storage->list();
   if (!names) return;
   for (const std::string& found : *names) {
     const format::DirectoryName parsed = format::parse_directory_name(found);
-    if (parsed.kind == format::DirectoryName::Kind::kPartial && parsed.final_name == name) {
-      static_cast<void>(storage.remove_if_abandoned(found));
+    if (parsed.kind == kind && parsed.final_name == step.name) {
+      static_cast<void>(step.storage->remove_if_abandoned(found));
     }
   }
 }
@@ -84,23 +87,15 @@ Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
 
 Status save(const std::filesystem::path& path, const StateDict& state, const SaveOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(0, state, options));
-  const std::filesystem::path absolute =
-      std::filesystem::absolute(path.has_filename() ? path : path.parent_path());
-  if (!absolute.has_filename() || absolute.filename() == "." || absolute.filename() == "..") {
-    return failure(Error{.code = ErrorCode::kInvalidArgument,
-                         .message = fmt::format("'{}' cannot name a checkpoint", path.string()),
-                         .path = path.string()});
-  }
-  STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(absolute.parent_path()));
+  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::StepPath step, checkpoint::split_step_path(path));
   STRANDLINE_ASSIGN_OR_RETURN(const std::string run, checkpoint::make_run_id());
-  STRANDLINE_ASSIGN_OR_RETURN(const Publish mode, publish_mode(*storage, absolute));
-  sweep(*storage, absolute.filename().string());
+  STRANDLINE_ASSIGN_OR_RETURN(const Publish mode, publish_mode(step));
+  sweep(step, format::DirectoryName::Kind::kPartial);
 
   const StateDict tree = checkpoint::without_memory(state);
   const checkpoint::Environment parts = checkpoint::make_environment(std::nullopt);
-  const OnceRequest once{*storage, {absolute.filename().string(), 1, std::nullopt, mode},
-                         run,      *parts.clock,
-                         tree,     options};
+  const OnceRequest once{*step.storage, {step.name, 1, std::nullopt, mode}, run, *parts.clock, tree,
+                         options};
   std::promise<Status> written;
   bool started = false;
   staging::Snapshotter snapshotter({}, *parts.devices, parts.copy_workers.get(), *parts.clock);
@@ -119,7 +114,10 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   const auto snapshot = snapshotter.take(state, take, &timings);
   const Status status = started ? written.get_future().get() : Status();
   STRANDLINE_RETURN_IF_ERROR(snapshot);
-  return status;
+  STRANDLINE_RETURN_IF_ERROR(status);
+  // Readers take the old checkpoint from there while there is no new one.
+  sweep(step, format::DirectoryName::Kind::kReplaced);
+  return {};
 }
 
 }  // namespace strandline::inline v0
