@@ -161,7 +161,7 @@ Match match(const StateDict& saved, const StateDict& destination) {
 Status check_match(const Match& match, bool strict) {
   const bool names_differ = strict && !(match.missing.empty() && match.unexpected.empty());
   if (match.different.empty() && !names_differ) return {};
-  std::string text = "the checkpoint does not fit the state, and nothing was changed";
+  std::string text = "the checkpoint does not fit the state";
   append_names(text, "different", match.different);
   if (strict) {
     append_names(text, "missing from the checkpoint", match.missing);

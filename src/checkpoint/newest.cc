@@ -82,7 +82,11 @@ Result<Walk> walk(Storage& storage, const Catalog& catalog, std::optional<std::i
       walk.used = std::move(*used);
       return walk;
     }
-    if (!is_damage(used.error().code)) return failure(std::move(used).error());
+    if (!is_damage(used.error().code)) {
+      Error error = std::move(used).error();
+      for (const std::string& cause : walk.causes) error.message += "; " + cause;
+      return failure(std::move(error));
+    }
     if (has_changed(storage, *entry)) {
       walk.vanished = true;
       return walk;

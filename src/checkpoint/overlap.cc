@@ -134,13 +134,12 @@ class OverlapCheck {
     }
     const std::string first = name_of(lost);
     const std::string second = name_of(cluster[winner]);
-    return failure(Error{
-        .code = ErrorCode::kMismatch,
-        .message = fmt::format("'{}' and '{}' share memory in the state, but were saved with "
-                               "different values; nothing was changed: untie them, or restore only "
-                               "one of them",
-                               first, second),
-        .key_path = first});
+    return failure(
+        Error{.code = ErrorCode::kMismatch,
+              .message = fmt::format("'{}' and '{}' share memory in the state, but were saved with "
+                                     "different values: untie them, or restore only one of them",
+                                     first, second),
+              .key_path = first});
   }
 
   [[nodiscard]] std::string name_of(const Member& member) const {

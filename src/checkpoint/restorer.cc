@@ -46,6 +46,13 @@ Error at_key(Error error, const Structure& structure, std::uint32_t tensor) {
 // Whether restore can write through the view, element by element.
 Status check_destination(const TensorView& view) {
   STRANDLINE_RETURN_IF_ERROR(view.check());
+  if (view.device.kind != DeviceId{}.kind) {
+    return failure(
+        ErrorCode::kUnsupported,
+        fmt::format("the tensor in the state is on device '{}', which cannot be restored "
+                    "into; restore into host memory and copy from there",
+                    view.device.kind));
+  }
   if (!view.writable) {
     return failure(ErrorCode::kInvalidArgument,
                    "the tensor in the state is read-only; give a writable copy");
@@ -109,9 +116,8 @@ class Attempt {
     const Structure& saved = checkpoint_.tree().structure();
     std::vector<bool> wanted(saved.tensors().size(), true);
     for (const std::uint32_t node : match_.unexpected_nodes) {
-      for (std::uint32_t i = 0; i < wanted.size(); ++i) {
-        const std::uint32_t at = saved.tensors()[i].node;
-        if (node <= at && at < saved.nodes()[node].end) wanted[i] = false;
+      for (std::uint32_t i = node; i < saved.nodes()[node].end; ++i) {
+        if (saved.nodes()[i].kind == NodeKind::kTensor) wanted[saved.nodes()[i].leaf] = false;
       }
     }
     return destinations_.allocate(wanted, options_.allocate);
@@ -134,6 +140,7 @@ class Attempt {
     if (status) return status;
     // The reads into the state come first.
     for (std::size_t i = 0; i < std::min(touched, own_.size()); ++i) {
+      if (state_.tensors()[own_[i]].byte_count() == 0) continue;
       overwritten_.insert(state_.structure().path_text(state_.structure().tensors()[own_[i]].node));
     }
     return status;
@@ -151,6 +158,7 @@ class Attempt {
 }  // namespace
 
 void Destinations::set(std::uint32_t tensor, TensorView view) {
+  placed_[tensor] = true;
   reads_.push_back({tensor, view});
   state_.tensors()[tensor] = std::move(view);
 }
@@ -169,10 +177,7 @@ Status Destinations::allocate(const std::vector<bool>& wanted, const Allocator& 
   std::vector<bool> allocated(stored.size(), false);
   for (const bool aliases : {false, true}) {
     for (std::uint32_t i = 0; i < stored.size(); ++i) {
-      if (stored[i].alias_of.has_value() != aliases || !wanted[i] ||
-          state_.tensors()[i].data != nullptr) {
-        continue;
-      }
+      if (stored[i].alias_of.has_value() != aliases || !wanted[i] || placed_[i]) continue;
       if (!aliases || !allocated[*stored[i].alias_of]) {
         STRANDLINE_RETURN_IF_ERROR(allocate_one(i, allocate));
         allocated[i] = true;
@@ -207,10 +212,10 @@ Result<std::optional<RestoredFrom>> restore_into(Storage& storage, StateDict& st
       warnings);
   if (!used) {
     Error error = std::move(used).error();
-    if (!overwritten.empty()) {
-      error.message += fmt::format("; tensors of the state that were overwritten already: {}",
-                                   fmt::join(overwritten, ", "));
-    }
+    error.message += overwritten.empty()
+                         ? "; nothing was changed"
+                         : fmt::format("; tensors of the state that were overwritten already: {}",
+                                       fmt::join(overwritten, ", "));
     return failure(std::move(error));
   }
   if (!*used) return std::nullopt;

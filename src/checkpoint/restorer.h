@@ -24,7 +24,9 @@ struct RestoredFrom {
 class Destinations {
  public:
   explicit Destinations(const Checkpoint& checkpoint)
-      : checkpoint_(checkpoint), state_(checkpoint.tree()) {}
+      : checkpoint_(checkpoint),
+        state_(checkpoint.tree()),
+        placed_(state_.tensors().size(), false) {}
 
   // A tensor goes into memory of the caller's.
   void set(std::uint32_t tensor, TensorView view);
@@ -41,6 +43,7 @@ class Destinations {
 
   const Checkpoint& checkpoint_;
   StateDict state_;
+  std::vector<bool> placed_;  // Not told by the view: an empty tensor's memory may be null.
   std::vector<TensorRead> reads_;
 };
 
