@@ -27,3 +27,12 @@ add_test(NAME Trainer.ResumesBitForBit
   COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/crash/trainer_test.py
     $<TARGET_FILE:strandline_trainer>)
 set_tests_properties(Trainer.ResumesBitForBit PROPERTIES TIMEOUT 300)
+
+# A save that is killed at each of its system calls.
+add_executable(strandline_saver tests/crash/saver.cc)
+target_link_libraries(strandline_saver PRIVATE strandline_testing)
+add_test(NAME Crash.ASaveKilledAtAnySystemCallLosesNothing
+  COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/crash/crash_test.py
+    $<TARGET_FILE:strandline_saver>)
+set_tests_properties(Crash.ASaveKilledAtAnySystemCallLosesNothing PROPERTIES
+  TIMEOUT 600 SKIP_RETURN_CODE 77 RUN_SERIAL ON)
