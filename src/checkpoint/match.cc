@@ -58,8 +58,12 @@ class Matcher {
   }
 
  private:
-  const Node& saved_node(std::uint32_t node) const { return saved_.structure().nodes()[node]; }
-  const Node& own_node(std::uint32_t node) const { return destination_.structure().nodes()[node]; }
+  [[nodiscard]] const Node& saved_node(std::uint32_t node) const {
+    return saved_.structure().nodes()[node];
+  }
+  [[nodiscard]] const Node& own_node(std::uint32_t node) const {
+    return destination_.structure().nodes()[node];
+  }
 
   // Recursion is bounded by kStateDepthMax.
   void visit(std::uint32_t saved, std::uint32_t own) {  // NOLINT(misc-no-recursion)

@@ -13,7 +13,7 @@ namespace strandline::format {
 
 // A tensor's row-major bytes are digested in chunks of this size, so that a slice of a tensor can
 // be checked by reading kilobytes. Part of the format.
-inline constexpr std::uint64_t kDigestChunkBytes = 256 * 1024;
+inline constexpr std::uint64_t kDigestChunkBytes = std::uint64_t{256} * 1024;
 
 struct Digest {
   std::uint64_t high = 0;
