@@ -59,8 +59,8 @@ struct TorchNames {
 };
 
 const TorchNames& torch_names() {
-  static const TorchNames names;
-  return names;
+  static const TorchNames kNames;
+  return kNames;
 }
 
 std::byte* address_of(const nb::object& number) {

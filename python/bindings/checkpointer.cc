@@ -75,17 +75,19 @@ class Engine {
                                       bool strict, bool verify_first, bool allow_pickle,
                                       nb::object progress);
 
-  std::optional<std::int64_t> latest_step() const {
+  [[nodiscard]] std::optional<std::int64_t> latest_step() const {
     return unwrap(without_gil([&] { return engine_->latest_step(); }));
   }
-  std::vector<std::int64_t> steps() const {
+  [[nodiscard]] std::vector<std::int64_t> steps() const {
     return unwrap(without_gil([&] { return engine_->steps(); }));
   }
 
   // Whether no save was running before the deadline.
-  bool wait_until_finished(double deadline_s) const { return wait(milliseconds_of(deadline_s)); }
+  [[nodiscard]] bool wait_until_finished(double deadline_s) const {
+    return wait(milliseconds_of(deadline_s));
+  }
 
-  std::vector<nb::object> failures() const {
+  [[nodiscard]] std::vector<nb::object> failures() const {
     std::vector<nb::object> exceptions;
     for (const Error& error : engine_->failures()) exceptions.push_back(exception_of(error));
     return exceptions;
@@ -95,12 +97,12 @@ class Engine {
     unwrap(without_gil([&] { return engine_->close(); }));
   }
 
-  std::string path() const { return engine_->path(); }
-  std::string run() const { return engine_->run(); }
-  std::uint64_t host_bytes_in_use() const { return engine_->host_bytes_in_use(); }
+  [[nodiscard]] std::string path() const { return engine_->path(); }
+  [[nodiscard]] std::string run() const { return engine_->run(); }
+  [[nodiscard]] std::uint64_t host_bytes_in_use() const { return engine_->host_bytes_in_use(); }
 
  private:
-  bool wait(std::chrono::milliseconds deadline) const {
+  [[nodiscard]] bool wait(std::chrono::milliseconds deadline) const {
     Status ended;
     const bool in_time = wait_in_slices(deadline, [&](auto slice) {
       ended = engine_->wait_until_finished(slice);

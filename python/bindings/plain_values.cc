@@ -223,7 +223,7 @@ class Fields {
   }
 
   template <typename T>
-  const T& get(std::size_t index) const {
+  [[nodiscard]] const T& get(std::size_t index) const {
     const T* field = value_.fields[index].get_if<T>();
     if (field == nullptr) raise_malformed(value_, key_path_);
     return *field;

@@ -66,7 +66,7 @@ class Matcher {
   }
 
   // Recursion is bounded by kStateDepthMax.
-  void visit(std::uint32_t saved, std::uint32_t own) {  // NOLINT(misc-no-recursion)
+  void visit(std::uint32_t saved, std::uint32_t own) {
     const Node& s = saved_node(saved);
     const Node& d = own_node(own);
     if (is_dict(d.kind)) {
@@ -87,7 +87,7 @@ class Matcher {
     }
   }
 
-  void visit_dict(std::uint32_t saved, std::uint32_t own) {  // NOLINT(misc-no-recursion)
+  void visit_dict(std::uint32_t saved, std::uint32_t own) {
     std::unordered_map<std::string, std::uint32_t> by_key;
     for (std::uint32_t i = saved + 1; i < saved_node(saved).end; i = saved_node(i).end) {
       if (!saved_node(i).metadata) by_key.emplace(identity(saved_node(i).key), i);
@@ -109,7 +109,7 @@ class Matcher {
     }
   }
 
-  void visit_sequence(std::uint32_t saved, std::uint32_t own) {  // NOLINT(misc-no-recursion)
+  void visit_sequence(std::uint32_t saved, std::uint32_t own) {
     if (!is_sequence(saved_node(saved).kind) || !holds_tensor(own)) return;
     const std::vector<std::uint32_t> own_items = items(destination_.structure(), own);
     const std::vector<std::uint32_t> saved_items = items(saved_.structure(), saved);

@@ -32,7 +32,8 @@ Status check_extra_files(const SaveOptions& options) {
   return {};
 }
 
-bool is_text_valid(const Value& value) {  // NOLINT(misc-no-recursion): the writer bounds it.
+// Recursion as deep as the value, which destroying it needs as well.
+bool is_text_valid(const Value& value) {
   if (const auto* text = value.get_if<std::string>()) return format::is_valid_utf8(*text);
   const auto all_valid = [](const std::vector<Value>& values) {
     return std::all_of(values.begin(), values.end(), is_text_valid);

@@ -190,7 +190,7 @@ std::string JsonNode::place() const {
 Result<JsonNode> JsonObject::member(std::string_view name) const {
   auto found = find(name);
   if (!found) return node_->corrupt(fmt::format("has no member {}", quoted(name)));
-  return *std::move(found);
+  return *found;
 }
 
 std::optional<JsonNode> JsonObject::find(std::string_view name) const {

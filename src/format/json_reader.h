@@ -36,7 +36,7 @@ class JsonDocument {
 
   // The outermost value. REQUIRES: the document outlives it and stays where it is.
   [[nodiscard]] JsonNode root() const&;
-  JsonNode root() const&& = delete;
+  [[nodiscard]] JsonNode root() const&& = delete;
 
  private:
   JsonDocument(std::string_view name, std::unique_ptr<simdjson::dom::parser> parser,
