@@ -14,8 +14,12 @@ add_test(NAME Packaging.ASubdirectoryKeepsToItself
   COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DBUILD=${PROJECT_BINARY_DIR}
     -DCOMPILER=${CMAKE_CXX_COMPILER} -DGENERATOR=${CMAKE_GENERATOR}
     -P ${PROJECT_SOURCE_DIR}/tests/packaging/subdirectory.cmake)
+add_test(NAME Packaging.TheExampleOfTheReadmeCompiles
+  COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/tests/packaging/readme_test.py
+    ${PROJECT_SOURCE_DIR} ${CMAKE_CXX_COMPILER})
 set_tests_properties(Tree.IsTidy Tree.TidyFindsEachViolation
   Packaging.AnInstalledLibraryIsFoundAndUsed Packaging.ASubdirectoryKeepsToItself
+  Packaging.TheExampleOfTheReadmeCompiles
   PROPERTIES TIMEOUT 300)
 
 # The tools, run from outside: by gtest cases (tests/cli) and by scripts.

@@ -80,6 +80,11 @@ struct SaveOptions {
   bool overwrite = false;                      ///< Replace this step if it is committed already.
   /// More files for the step's directory, name to content, such as `config.json`.
   std::map<std::string, std::string> extra_files = {};
+  /// Asked now and then, on the calling thread, while save() waits: for earlier saves, memory, a
+  /// device, and in the free function save() for durability. True gives the save up. At the latest
+  /// every 100 ms, but not while bytes are copied. It may call anything except save(), restore(),
+  /// close() and waits of the same Checkpointer, which fail inside of it; it must not throw.
+  std::function<bool()> interrupted = {};
   /// What the adapter took to walk the state; part of `blocked_ms` (adapters only).
   std::chrono::nanoseconds collect_time{0};
 };
@@ -132,8 +137,8 @@ class STRANDLINE_EXPORT Checkpointer {
   ///
   /// `step` means steps completed; >= 0. Fails, saving nothing, with kInvalidArgument or
   /// kUnsupported (a tensor that cannot be saved, with its key path), kAlreadyExists (committed
-  /// already), kUnavailable (closed, or another writer), kIo, kMemoryLimit, kTimeout, or an earlier
-  /// save's error (see ErrorPolicy).
+  /// already), kUnavailable (closed, another writer, or `interrupted`), kIo, kMemoryLimit,
+  /// kTimeout, or an earlier save's error (see ErrorPolicy).
   [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
                                   const SaveOptions& options = {});
 

@@ -67,8 +67,12 @@ class Engine {
     options.metadata = metadata_of(metadata);
     options.overwrite = overwrite;
     options.extra_files = extra_files;
+    SignalWatch signals;
+    options.interrupted = signals.callback();
     options.collect_time = std::chrono::steady_clock::now() - began;
-    return unwrap(without_gil([&] { return engine_->save(step, collected.state, options); }));
+    auto result = without_gil([&] { return engine_->save(step, collected.state, options); });
+    signals.raise_pending();
+    return unwrap(std::move(result));
   }
 
   std::optional<RestoredTree> restore(nb::handle state, std::optional<std::int64_t> step,

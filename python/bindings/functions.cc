@@ -33,8 +33,12 @@ void save_one(nb::handle path, nb::handle state, nb::handle metrics, nb::handle 
   options.metadata = metadata_of(metadata);
   options.extra_files = extra_files;
   options.collect_time = std::chrono::steady_clock::now() - began;
+  SignalWatch signals;
+  options.interrupted = signals.callback();
   const std::filesystem::path target = path_of(path);
-  unwrap(without_gil([&] { return strandline::save(target, collected.state, options); }));
+  Status result = without_gil([&] { return strandline::save(target, collected.state, options); });
+  signals.raise_pending();
+  unwrap(std::move(result));
 }
 
 // The objects of all tensors below the roots that were loaded.

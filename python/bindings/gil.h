@@ -11,16 +11,22 @@
 ///    outlive the call and are dropped by the thread that took them, with the GIL. A view's
 ///    `keep_alive` is never a Python reference: the last copy of a view may die on an engine
 ///    thread.
-/// 3. *Callbacks* (Allocator, ProgressCallback) come from the engine on the calling thread. They
-///    take the GIL, catch every Python exception, keep it, and make the engine stop; the binding
-///    raises the kept exception after the engine has returned. No exception crosses the engine.
+/// 3. *Callbacks* (Allocator, ProgressCallback, SaveOptions::interrupted) come from the engine on
+///    the calling thread. They take the GIL, catch every Python exception, keep it, and make the
+///    engine stop; the binding raises the kept exception after the engine has returned. No
+///    exception crosses the engine.
 ///
 /// Engine threads never touch Python. Signals: Python runs signal handlers only on its main thread
-/// and only when asked, so every wait is cut into slices of `kSignalSlice`, between which
-/// `check_signals` raises KeyboardInterrupt where Ctrl-C was pressed.
+/// and only when asked. So no call leaves them unnoticed for longer than `kSignalSlice`:
 ///
-/// Known limit: the part of save() that waits for staging memory is one engine call and notices
-/// Ctrl-C when it ends.
+/// - Waits are cut into slices, between which `check_signals` raises KeyboardInterrupt where Ctrl-C
+///   was pressed.
+/// - load() and restore() ask from their ProgressCallback.
+/// - save() asks from `interrupted`, while it waits for earlier saves, for staging memory, for a
+///   device, or for durability. Not while it copies: no Python runs then, so that nothing changes
+///   the state under the copy. A handler that raises ends the save, which saves nothing. A handler
+///   that calls save() or a wait of the same Checkpointer gets an UnavailableError, since that save
+///   cannot go on before the handler returns.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -16,6 +17,35 @@
 namespace strandline::python {
 
 namespace nb = nanobind;
+
+/// Signals, while a save waits: a SaveOptions::interrupted that keeps what a handler raised. Must
+/// be destroyed with the GIL.
+class SignalWatch {
+ public:
+  /// The callback for the engine; `*this` must outlive its calls.
+  [[nodiscard]] std::function<bool()> callback() {
+    return [this] { return interrupted(); };
+  }
+
+  /// Raises what a handler raised, if one did.
+  void raise_pending() {
+    if (pending_) throw std::exchange(pending_, std::nullopt).value();
+  }
+
+ private:
+  bool interrupted() {
+    const nb::gil_scoped_acquire gil;
+    if (pending_) return true;
+    try {
+      check_signals();
+    } catch (nb::python_error& error) {
+      pending_.emplace(std::move(error));
+    }
+    return pending_.has_value();
+  }
+
+  std::optional<nb::python_error> pending_;  // Used with the GIL only.
+};
 
 /// A ProgressCallback that checks signals and calls `function(done, total)` now and then, both with
 /// the GIL. The first exception stops the engine and waits to be raised. Must be destroyed with the

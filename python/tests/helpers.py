@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import os
 import struct
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 import torch
 
 import strandline
@@ -64,15 +68,74 @@ def round_trip(value: Any, directory: Path, **options: Any) -> Any:
     return strandline.load(directory / "one", keys=("value",), **options)
 
 
-def run_python(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs code in a fresh interpreter; it finds the same package as this one."""
+def package_environment() -> dict[str, str]:
+    """The environment in which another interpreter finds the same package as this one."""
     package = Path(strandline.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), *sys.path])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), *sys.path])}
+
+
+def run_python(
+    code: str, *arguments: object, prefix: Sequence[str] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter, which `prefix` starts."""
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment,
+        [*prefix, sys.executable, "-c", code, *map(str, arguments)],
+        env=package_environment(),
         capture_output=True,
         text=True,
         timeout=120,
         **options,
     )
+
+
+# Stops one thread of its parent, says so, and lets it go on when its input ends.
+_STOPPER = """
+import ctypes, os, sys
+SEIZE, INTERRUPT = 0x4206, 0x4207
+thread = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+for request in (SEIZE, INTERRUPT):
+    if libc.ptrace(request, thread, None, None) != 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
+os.waitpid(thread, 0x40000000)  # __WALL
+print("stopped", flush=True)
+sys.stdin.read()  # The kernel lets the thread go when this process ends.
+"""
+
+
+def threads_called(name: str) -> list[int]:
+    """The ids of this process's threads of that name."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            if (task / "comm").read_text() == f"{name}\n":
+                found.append(int(task.name))
+        except FileNotFoundError:
+            pass  # It has ended meanwhile.
+    return found
+
+
+@contextlib.contextmanager
+def writing_stopped() -> Iterator[None]:
+    """In the block the engine's writing threads stand still. They must be idle when it begins."""
+    stoppers = []
+    allow_tracing, by_anybody = 0x59616D61, -1  # PR_SET_PTRACER; by default only parents may.
+    ctypes.CDLL(None).prctl(allow_tracing, ctypes.c_ulong(by_anybody), 0, 0, 0)
+    try:
+        for thread in threads_called("strandline-io"):
+            stopper = subprocess.Popen(
+                [sys.executable, "-c", _STOPPER, str(thread)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stoppers.append(stopper)
+            if stopper.stdout.readline() != "stopped\n":
+                pytest.skip(f"may not stop a thread: {stopper.stderr.read().strip()}")
+        assert stoppers
+        yield
+    finally:
+        for stopper in stoppers:
+            stopper.communicate()

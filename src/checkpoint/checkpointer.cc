@@ -15,8 +15,9 @@
 #include <utility>
 
 #include "base/fork.h"
-#include "base/mutex.h"
 #include "base/result_macros.h"
+#include "base/turn.h"
+#include "base/wait.h"
 #include "checkpoint/committer.h"
 #include "checkpoint/environment.h"
 #include "checkpoint/pipeline.h"
@@ -59,6 +60,16 @@ struct Checkpointer::Impl {
     return {};
   }
 
+  // Fails in code that a save() of this thread runs while it waits: whoever waits for that save
+  // there waits for ever.
+  [[nodiscard]] Status check_outside_save() const {
+    if (!turns.held_by_this_thread()) return {};
+    return failure(ErrorCode::kUnavailable,
+                   "a save() of this Checkpointer is waiting on this thread, and what it runs "
+                   "meanwhile (such as the handler of a signal) called the Checkpointer: set a "
+                   "flag there, and call it when save() has returned");
+  }
+
   [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
                                   const SaveOptions& save_options);
   // `submitted` says whether the pipeline has the save: then it ends the record.
@@ -77,7 +88,7 @@ struct Checkpointer::Impl {
   checkpoint::Committer committer;
   checkpoint::Pipeline pipeline;
 
-  base::Mutex save_mutex;  // Orders saves as they were called, and close() after them.
+  base::Turns turns;  // Of save() and close(): one at a time.
   std::atomic<bool> closed{false};
 };
 
@@ -85,14 +96,19 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
                                  const StateDict& state, const SaveOptions& save_options,
                                  bool& submitted) {
   const base::Clock::Instant begun = parts.clock->now();
-  const bool wait = options.when_memory_is_full == MemoryPolicy::kWait;
+  const bool patient = options.when_memory_is_full == MemoryPolicy::kWait;
   const auto deadline = base::deadline_after(begun, options.memory_wait);
-  STRANDLINE_RETURN_IF_ERROR(pipeline.admit(wait ? deadline : begun));
+  base::Wait wait(patient ? deadline : begun, save_options.interrupted);
+  STRANDLINE_RETURN_IF_ERROR(pipeline.admit(wait));
   const double admitted_ms = base::milliseconds_between(begun, parts.clock->now());
 
   staging::TakeOptions take;
   take.deadline = deadline;
-  take.wait_for_memory = wait;
+  take.wait_for_memory = patient;
+  if (save_options.interrupted) {
+    // Cancelled as well, so that a save which the pipeline has already is skipped, and not failed.
+    take.interrupted = [&] { return save_options.interrupted() && record->cancel(); };
+  }
   take.started = [&](std::shared_ptr<staging::Snapshot> snapshot) -> Status {
     record->attach(snapshot);
     if (snapshot->in_waves()) {
@@ -102,7 +118,10 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
                       snapshot->plan().file_bytes(), snapshotter.slab().host_bytes_max(),
                       snapshot->segments().size()));
     }
-    pipeline.submit({record, std::move(snapshot), checkpoint::without_memory(state), save_options});
+    SaveOptions kept = save_options;
+    kept.interrupted = nullptr;  // It is the caller's, for the time of this call.
+    pipeline.submit(
+        {record, std::move(snapshot), checkpoint::without_memory(state), std::move(kept)});
     submitted = true;
     return {};
   };
@@ -126,7 +145,13 @@ Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
     timings.collect_ms =
         std::chrono::duration<double, std::milli>(save_options.collect_time).count();
   });
-  base::MutexLock lock(save_mutex);
+  base::Wait wait(base::deadline_after(std::chrono::steady_clock::now(), options.memory_wait),
+                  save_options.interrupted);
+  base::Turn turn(turns);
+  STRANDLINE_RETURN_IF_ERROR(
+      turn.begin(wait,
+                 "another thread's save() was still waiting or copying at the deadline; save "
+                 "less often, or raise memory_wait"));
   STRANDLINE_RETURN_IF_ERROR(check_usable());
   STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(step, state, save_options));
   STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
@@ -140,8 +165,9 @@ Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
   Status staged = stage(record, state, save_options, submitted);
   record->staged(staged, record->called());
   if (staged) return Save(std::move(record));
+  // The step may be saved again at once; what the pipeline still has of this save comes to nothing.
+  if (record->take_reservation()) committer.release(step);
   if (submitted) return failure(std::move(staged).error());
-  committer.release(step);
   if (options.when_memory_is_full == MemoryPolicy::kSkip &&
       staged.error().code == ErrorCode::kTimeout) {
     record->end({Outcome::Kind::kSkipped, std::move(staged).error()});
@@ -151,14 +177,17 @@ Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
 }
 
 Status Checkpointer::Impl::close() {
-  {
-    base::MutexLock lock(save_mutex);
-    closed.store(true);
-  }
+  STRANDLINE_RETURN_IF_ERROR(check_outside_save());
   // Waits are real time, whatever clock the engine runs on.
-  const auto now = std::chrono::steady_clock::now();
-  if (Status idle = pipeline.wait_until_idle(base::deadline_after(now, options.finish_wait));
-      !idle) {
+  const auto deadline = base::deadline_after(std::chrono::steady_clock::now(), options.finish_wait);
+  {
+    base::Wait wait(deadline);
+    base::Turn turn(turns);
+    const Status last = turn.begin(wait, "a save() of another thread is still waiting or copying");
+    closed.store(true);
+    STRANDLINE_RETURN_IF_ERROR(last);
+  }
+  if (Status idle = pipeline.wait_until_idle(deadline); !idle) {
     pipeline.cancel_all();
     return failure(ErrorCode::kTimeout,
                    fmt::format("{} after {:.0f} s; they were cancelled", idle.error().message,
@@ -218,6 +247,7 @@ Result<Checkpointer> Checkpointer::open(const std::filesystem::path& directory,
 Result<Save> Checkpointer::save(std::int64_t step, const StateDict& state,
                                 const SaveOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
+  STRANDLINE_RETURN_IF_ERROR(impl_->check_outside_save());
   return impl_->save(step, state, options);
 }
 
@@ -255,6 +285,7 @@ Result<std::optional<std::int64_t>> Checkpointer::latest_step() const {
 
 Status Checkpointer::wait_until_finished(std::chrono::milliseconds deadline) const {
   if (base::fork_generation() != impl_->fork_generation) return impl_->check_usable();
+  STRANDLINE_RETURN_IF_ERROR(impl_->check_outside_save());
   return impl_->pipeline.wait_until_idle(
       base::deadline_after(std::chrono::steady_clock::now(), deadline));
 }

@@ -25,16 +25,16 @@ Pipeline::Pipeline(Committer& committer, std::shared_ptr<base::Executor> executo
       clock_(std::move(clock)),
       segment_wait_(segment_wait) {}
 
-Status Pipeline::admit(base::Clock::Instant deadline) {
+Status Pipeline::admit(base::Wait& wait) {
   base::MutexLock lock(mutex_);
   while (in_flight_ >= kSavesInFlightMax) {
-    if (clock_->now() >= deadline || !changed_.wait_until(mutex_, deadline)) {
-      if (in_flight_ < kSavesInFlightMax) break;
+    if (wait.expired()) {
       return failure(ErrorCode::kTimeout,
                      fmt::format("{} earlier saves are still being written; save less often, or "
                                  "to a faster disk",
                                  in_flight_));
     }
+    STRANDLINE_RETURN_IF_ERROR(wait.pause(changed_, mutex_));
   }
   ++in_flight_;
   return {};
@@ -70,7 +70,7 @@ void Pipeline::run(Job& job) {
   }
   job.record->release_snapshot();
   job.snapshot.reset();
-  committer_.release(job.record->step());
+  if (job.record->take_reservation()) committer_.release(job.record->step());
   {
     // The outcome is told and counted in one piece: whoever has seen it is warned of it by the
     // next save.

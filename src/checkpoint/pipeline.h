@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/wait.h"
 #include "checkpoint/committer.h"
 #include "checkpoint/environment.h"
 #include "checkpoint/save_record.h"
@@ -30,8 +31,9 @@ class Pipeline {
   Pipeline(Committer& committer, std::shared_ptr<base::Executor> executor,
            std::shared_ptr<const base::Clock> clock, std::chrono::milliseconds segment_wait);
 
-  // Reserves one of the kSavesInFlightMax places. Fails with kTimeout at the deadline. Blocks.
-  [[nodiscard]] Status admit(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);
+  // Reserves one of the kSavesInFlightMax places. Fails with kTimeout at the deadline, and with
+  // kUnavailable once interrupted. Blocks.
+  [[nodiscard]] Status admit(base::Wait& wait) STRANDLINE_EXCLUDES(mutex_);
   // Gives a place back that was not used for submit().
   void dismiss() STRANDLINE_EXCLUDES(mutex_);
 

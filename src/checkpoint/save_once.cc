@@ -3,13 +3,19 @@
 // The same parts as a Checkpointer's, put together for one use: `path` is the step's directory and
 // its parent the storage. No writer's lock is taken, since the rename decides; leftovers of dead
 // calls on the same path are recognised because nobody holds them any more.
+//
+// The caller's thread stages and then waits, asking whether it was interrupted; the pipeline's
+// thread writes. An interruption is seen by the writer between two transfers: it removes what it
+// has written, and only then does the call return.
 
 #include <fmt/format.h>
 
+#include <atomic>
 #include <future>
 #include <utility>
 
 #include "base/result_macros.h"
+#include "base/wait.h"
 #include "checkpoint/committer.h"
 #include "checkpoint/environment.h"
 #include "checkpoint/manifest_file.h"
@@ -60,14 +66,26 @@ struct OnceRequest {
   const base::Clock& clock;
   const StateDict& tree;
   const SaveOptions& options;
+  std::atomic<bool> interrupted{false};
 };
+
+Status check_interrupted(const OnceRequest& once) {
+  if (!once.interrupted.load()) return {};
+  return failure(ErrorCode::kUnavailable, "interrupted while it was written; nothing was saved");
+}
+
+// Whether the caller wants it given up.
+bool ask(OnceRequest& once) {
+  if (once.options.interrupted && once.options.interrupted()) once.interrupted.store(true);
+  return once.interrupted.load();
+}
 
 Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
   STRANDLINE_ASSIGN_OR_RETURN(
       std::unique_ptr<PartialDirectory> partial,
       once.storage.begin(format::partial_directory_name(once.target.name, once.run)));
   const checkpoint::WriteObserver observer{.written = [](std::uint64_t) {},
-                                           .check = [] { return Status(); }};
+                                           .check = [&once] { return check_interrupted(once); }};
   checkpoint::CommitRequest request;
   STRANDLINE_ASSIGN_OR_RETURN(
       request.shards,
@@ -75,7 +93,7 @@ Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
   request.tree = &once.tree;
   request.snapshot = &snapshot;
   request.options = &once.options;
-  request.last_chance = [] { return Status(); };
+  request.last_chance = [&once] { return check_interrupted(once); };
   STRANDLINE_ASSIGN_OR_RETURN(
       const Publication publication,
       checkpoint::write_and_publish(once.storage, once.target, once.run, false, once.clock, request,
@@ -94,13 +112,14 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
 
   const StateDict tree = checkpoint::without_memory(state);
   const checkpoint::Environment parts = checkpoint::make_environment(std::nullopt);
-  const OnceRequest once{*step.storage, {step.name, 1, std::nullopt, mode}, run, *parts.clock, tree,
-                         options};
+  OnceRequest once{*step.storage, {step.name, 1, std::nullopt, mode}, run, *parts.clock, tree,
+                   options};
   std::promise<Status> written;
   bool started = false;
   staging::Snapshotter snapshotter({}, *parts.devices, parts.copy_workers.get(), *parts.clock);
   staging::TakeOptions take;
   take.deadline = base::deadline_after(parts.clock->now(), kStagingWait);
+  take.interrupted = [&once] { return ask(once); };
   take.started = [&](std::shared_ptr<staging::Snapshot> snapshot) -> Status {
     started = true;
     parts.pipeline->post([&once, &written, snapshot = std::move(snapshot)] {
@@ -112,7 +131,13 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   };
   staging::TakeTimings timings;
   const auto snapshot = snapshotter.take(state, take, &timings);
-  const Status status = started ? written.get_future().get() : Status();
+  Status status;
+  if (started) {
+    // Without a deadline: what has begun ends by itself, as the storage's calls do.
+    std::future<Status> end = written.get_future();
+    while (end.wait_for(base::kInterruptPoll) != std::future_status::ready) ask(once);
+    status = end.get();
+  }
   STRANDLINE_RETURN_IF_ERROR(snapshot);
   STRANDLINE_RETURN_IF_ERROR(status);
   // Readers take the old checkpoint from there while there is no new one.

@@ -72,6 +72,11 @@ void Save::Record::release_snapshot() {
   dropped = std::move(snapshot_);
 }
 
+bool Save::Record::take_reservation() {
+  base::MutexLock lock(mutex_);
+  return std::exchange(reserved_, false);
+}
+
 void Save::Record::set_raised() {
   base::MutexLock lock(mutex_);
   raised_ = true;
@@ -131,9 +136,10 @@ std::vector<std::string> Save::Record::warnings() const {
   return warnings_;
 }
 
-void Save::Record::cancel() {
+bool Save::Record::cancel() {
   base::MutexLock lock(mutex_);
   if (!cancel_closed_ && !outcome_) cancel_asked_ = true;
+  return cancel_asked_;
 }
 
 // ---- Save: a handle of its record ----

@@ -44,6 +44,9 @@ class Save::Record {
   // Drops the snapshot; its memory is free for the next save.
   void release_snapshot() STRANDLINE_EXCLUDES(mutex_);
 
+  // True the first time: the step that the save has reserved is to be released then.
+  [[nodiscard]] bool take_reservation() STRANDLINE_EXCLUDES(mutex_);
+
   // Whether the error was given to the caller, so that close() need not repeat it.
   void set_raised() STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] bool raised() const STRANDLINE_EXCLUDES(mutex_);
@@ -57,7 +60,8 @@ class Save::Record {
   [[nodiscard]] Progress progress() const STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] Timings timings() const STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] std::vector<std::string> warnings() const STRANDLINE_EXCLUDES(mutex_);
-  void cancel() STRANDLINE_EXCLUDES(mutex_);
+  // Returns whether it came in time.
+  bool cancel() STRANDLINE_EXCLUDES(mutex_);
 
  private:
   // Constant after construction.
@@ -77,6 +81,7 @@ class Save::Record {
   std::optional<Outcome> outcome_ STRANDLINE_GUARDED_BY(mutex_);
   bool cancel_asked_ STRANDLINE_GUARDED_BY(mutex_) = false;
   bool cancel_closed_ STRANDLINE_GUARDED_BY(mutex_) = false;
+  bool reserved_ STRANDLINE_GUARDED_BY(mutex_) = true;
   bool raised_ STRANDLINE_GUARDED_BY(mutex_) = false;
 };
 

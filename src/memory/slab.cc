@@ -50,6 +50,7 @@
 #include "base/checked_math.h"
 #include "base/fork.h"
 #include "base/mutex.h"
+#include "base/result_macros.h"
 #include "base/system_error.h"
 
 namespace strandline::memory {
@@ -70,8 +71,7 @@ class Arena {
 
   // Ranges of `sizes` bytes, which are multiples of kPageBytes.
   [[nodiscard]] Result<std::vector<std::byte*>> take(const std::vector<std::uint64_t>& sizes,
-                                                     base::Clock::Instant deadline)
-      STRANDLINE_EXCLUDES(mutex_);
+                                                     base::Wait& wait) STRANDLINE_EXCLUDES(mutex_);
   void give_back(std::byte* data, std::uint64_t bytes) STRANDLINE_EXCLUDES(mutex_);
 
   [[nodiscard]] std::uint64_t bytes_max() const STRANDLINE_EXCLUDES(mutex_) {
@@ -189,7 +189,7 @@ Status Arena::adapt(std::uint64_t state_bytes) {
 }
 
 Result<std::vector<std::byte*>> Arena::take(const std::vector<std::uint64_t>& sizes,
-                                            base::Clock::Instant deadline) {
+                                            base::Wait& wait) {
   std::uint64_t total = 0;
   for (const std::uint64_t bytes : sizes) {
     total = base::checked_add(total, bytes).value_or(std::numeric_limits<std::uint64_t>::max());
@@ -206,10 +206,8 @@ Result<std::vector<std::byte*>> Arena::take(const std::vector<std::uint64_t>& si
       }
       if (refusal) return failure(*std::move(refusal));
     }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      return failure(timed_out(total, bytes_in_use_, bytes_max_));
-    }
-    returned_.wait_until(mutex_, deadline);
+    if (wait.expired()) return failure(timed_out(total, bytes_in_use_, bytes_max_));
+    STRANDLINE_RETURN_IF_ERROR(wait.pause(returned_, mutex_));
   }
 }
 
@@ -350,8 +348,7 @@ Slab::~Slab() = default;
 
 Status Slab::adapt(std::uint64_t state_bytes) { return arena_->adapt(state_bytes); }
 
-Result<std::vector<Lease>> Slab::lease(std::span<const std::uint64_t> sizes,
-                                       base::Clock::Instant deadline) {
+Result<std::vector<Lease>> Slab::lease(std::span<const std::uint64_t> sizes, base::Wait& wait) {
   std::vector<std::uint64_t> rounded;
   rounded.reserve(sizes.size());
   for (const std::uint64_t bytes : sizes) {
@@ -360,7 +357,7 @@ Result<std::vector<Lease>> Slab::lease(std::span<const std::uint64_t> sizes,
     }
     rounded.push_back(base::round_up(bytes, kPageBytes));
   }
-  Result<std::vector<std::byte*>> ranges = arena_->take(rounded, deadline);
+  Result<std::vector<std::byte*>> ranges = arena_->take(rounded, wait);
   if (!ranges) return failure(std::move(ranges).error());
   std::vector<Lease> leases(sizes.size());
   for (std::size_t i = 0; i < sizes.size(); ++i) {

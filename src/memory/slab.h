@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "base/clock.h"
+#include "base/wait.h"
 #include "memory/host_memory.h"
 #include "strandline/error.h"
 
@@ -58,12 +58,13 @@ class Slab {
   [[nodiscard]] Status adapt(std::uint64_t state_bytes);
 
   // One lease per size, all or none, in order. Where memory is taken by leases still held, waits
-  // for them until `deadline` (a deadline in the past: does not wait) and then fails with kTimeout.
+  // for them until the deadline (one in the past: does not wait) and then fails with kTimeout, or
+  // until it is interrupted (kUnavailable).
   // Fails at once with kMemoryLimit if the sizes could never fit under the ceiling, or if host or
   // cgroup have too little free for it even when every lease has come back (both figures are
   // named). Which of several waiters is served first is not defined.
   [[nodiscard]] Result<std::vector<Lease>> lease(std::span<const std::uint64_t> sizes,
-                                                 base::Clock::Instant deadline);
+                                                 base::Wait& wait);
 
   [[nodiscard]] std::uint64_t host_bytes_max() const;
   [[nodiscard]] std::uint64_t bytes_mapped() const;

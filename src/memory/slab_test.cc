@@ -49,7 +49,8 @@ Slab::Options with_free_memory(std::function<std::uint64_t()> host,
 
 Result<std::vector<Lease>> lease(Slab& slab, std::vector<std::uint64_t> sizes,
                                  Clock::Instant deadline = kDoNotWait) {
-  return slab.lease(sizes, deadline);
+  base::Wait wait(deadline);
+  return slab.lease(sizes, wait);
 }
 
 // Every word of the lease says whose it is.
@@ -141,7 +142,7 @@ TEST(Slab, ThreadsNeverGetTheSameMemoryAndAllAreServed) {
       std::mt19937_64 random(id);
       for (std::uint64_t round = 0; round < 300; ++round) {
         const std::vector<std::uint64_t> sizes = {random() % (kCeiling / 4), random() % 20'000};
-        const auto leases = slab.lease(sizes, soon());
+        const auto leases = lease(slab, sizes, soon());
         if (!leases || slab.bytes_mapped() > kCeiling) {
           intact = false;
           return;
@@ -179,6 +180,20 @@ TEST(Slab, AFullSlabTimesOutAndSaysWhoHoldsTheMemory) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kTimeout);
   EXPECT_NE(refused.error().message.find("hold 1048576 of 1048576"), std::string::npos);
+}
+
+TEST(Slab, AWaiterCanBeInterruptedAndTakesNothing) {
+  Slab slab(ceiling(kMiB));
+  auto held = lease(slab, {kMiB}).value();
+  const std::vector<std::uint64_t> sizes = {kMiB};
+  base::Wait wait(soon(), [&] {
+    EXPECT_EQ(slab.bytes_in_use(), kMiB);  // Asked without the slab's lock.
+    return true;
+  });
+  EXPECT_EQ(slab.lease(sizes, wait).error().code, ErrorCode::kUnavailable);
+  held.clear();
+  EXPECT_EQ(slab.bytes_in_use(), 0u);
+  EXPECT_TRUE(lease(slab, {kMiB}));
 }
 
 TEST(Slab, SeveralSizesAreGivenAllOrNone) {

@@ -189,16 +189,23 @@ void CopyJob::fail(Error error) {
   changed_.notify_all();
 }
 
-Status CopyJob::wait(base::Clock::Instant deadline) {
+Status CopyJob::wait(base::Wait& patience) {
   base::MutexLock lock(mutex_);
   while (running_ > 0 || (!error_ && targets_left_ > 0)) {
     if (running_ > 0) {
       changed_.wait(mutex_);
-    } else if (!changed_.wait_until(mutex_, deadline) && !error_ && targets_left_ > 0) {
-      error_ = Error{.code = ErrorCode::kTimeout,
-                     .message =
-                         "a device did not finish copying before the deadline: raise the "
-                         "deadline, or check the device"};
+      continue;
+    }
+    Status end;
+    if (patience.expired()) {
+      end = failure(ErrorCode::kTimeout,
+                    "a device did not finish copying before the deadline: raise the deadline, or "
+                    "check the device");
+    } else {
+      end = patience.pause(changed_, mutex_);
+    }
+    if (!end && !error_ && targets_left_ > 0) {
+      error_ = std::move(end).error();
       failed_.store(true);
     }
   }

@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/mutex.h"
+#include "base/wait.h"
 #include "device/registry.h"
 #include "format/digest.h"
 #include "memory/slab.h"
@@ -58,9 +58,10 @@ class CopyJob : public std::enable_shared_from_this<CopyJob> {
   void help() STRANDLINE_EXCLUDES(mutex_);
 
   // Waits for the tasks that run (as long as they take to copy their bytes: their memory is the
-  // caller's) and until `deadline` for devices. Fails with the first error, or with kTimeout; then
-  // no task is begun any more and late completions change nothing.
-  [[nodiscard]] Status wait(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);
+  // caller's) and, as long as `patience` has it, for devices. Fails with the first error, with
+  // kTimeout, or with kUnavailable once interrupted; then no task is begun any more and late
+  // completions change nothing.
+  [[nodiscard]] Status wait(base::Wait& patience) STRANDLINE_EXCLUDES(mutex_);
 
   // The digest that is left open at the end. REQUIRES: wait() has succeeded.
   [[nodiscard]] OpenDigest take_open() { return std::move(open_out_); }

@@ -31,11 +31,12 @@ class SnapshotTest : public ::testing::Test {
     snapshot_ = std::make_unique<Snapshot>(
         plan, std::vector<Segment>{{.bytes = 4096}, {.file_offset = 4096, .bytes = 4096}}, true);
     const std::vector<std::uint64_t> sizes = {4096, 4096};
-    std::vector<memory::Lease> leases = slab_.lease(sizes, kDoNotWait).value();
+    std::vector<memory::Lease> leases = slab_.lease(sizes, do_not_wait_).value();
     snapshot_->set_lease(0, leases[0]);
     snapshot_->set_lease(1, leases[1]);
   }
 
+  base::Wait do_not_wait_{kDoNotWait};
   memory::Slab slab_;
   std::unique_ptr<Snapshot> snapshot_;
 };
@@ -95,7 +96,7 @@ TEST_F(SnapshotTest, AbandoningGivesAllMemoryBackAndTakesNoMore) {
   EXPECT_EQ(slab_.bytes_in_use(), 0u);
   EXPECT_EQ(snapshot_->status().error().message, "disk full");
   const std::vector<std::uint64_t> sizes = {4096};
-  snapshot_->set_lease(1, slab_.lease(sizes, kDoNotWait).value()[0]);
+  snapshot_->set_lease(1, slab_.lease(sizes, do_not_wait_).value()[0]);
   EXPECT_EQ(slab_.bytes_in_use(), 0u);
 }
 

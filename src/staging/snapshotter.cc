@@ -42,6 +42,10 @@ using memory::kPageBytes;
 
 constexpr base::Clock::Instant kDoNotWait{};  // Long past.
 
+constexpr const char* kNoTurn =
+    "waited in vain for another snapshot that is being staged: save less often, or raise "
+    "host_bytes_max or the deadline";
+
 static_assert(kWavesHostBytesMin / 2 >= 2 * format::kDigestChunkBytes,
               "a chunk that a segment's border cuts must end in the next segment");
 static_assert(kWavesHostBytesMin / 2 % kPageBytes == 0);
@@ -77,42 +81,6 @@ Error cannot_stream(std::uint64_t needed, std::uint64_t bytes_max, const std::st
 
 }  // namespace
 
-class Snapshotter::Turn {
- public:
-  explicit Turn(Snapshotter& owner) : owner_(owner) {}
-  ~Turn() { end(); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
-  [[nodiscard]] Status begin(base::Clock::Instant deadline) {
-    base::MutexLock lock(owner_.turn_mutex_);
-    while (owner_.turn_taken_) {
-      if (std::chrono::steady_clock::now() >= deadline) {
-        return failure(ErrorCode::kTimeout,
-                       "waited in vain for another snapshot that is being staged: save less "
-                       "often, or raise host_bytes_max or the deadline");
-      }
-      owner_.turn_ended_.wait_until(owner_.turn_mutex_, deadline);
-    }
-    owner_.turn_taken_ = true;
-    held_ = true;
-    return {};
-  }
-
-  void end() {
-    if (!std::exchange(held_, false)) return;
-    {
-      base::MutexLock lock(owner_.turn_mutex_);
-      owner_.turn_taken_ = false;
-    }
-    owner_.turn_ended_.notify_all();
-  }
-
- private:
-  Snapshotter& owner_;
-  bool held_ = false;
-};
-
 Snapshotter::Snapshotter(Options options, const device::Registry& devices, base::Executor* workers,
                          const base::Clock& clock)
     : slab_(std::move(options.slab)), devices_(devices), workers_(workers), clock_(clock) {}
@@ -126,12 +94,14 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   const base::Clock::Instant planned = clock_.now();
   spent.plan_ms = base::milliseconds_between(began, planned);
 
-  Turn turn(*this);
-  STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? options.deadline : kDoNotWait));
+  base::Wait wait(options.deadline, options.interrupted);
+  base::Wait do_not_wait(kDoNotWait);
+  base::Turn turn(turns_);
+  STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? wait : do_not_wait, kNoTurn));
   spent.wait_ms = base::milliseconds_between(planned, clock_.now());
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
                               lay_snapshot(std::move(plan), options));
-  Status staged = stage(snapshot, state, options, turn, spent);
+  Status staged = stage(snapshot, state, options, turn, wait, spent);
   if (staged) staged = snapshot->status();  // The consumer may have abandoned it.
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
@@ -182,9 +152,11 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
 
 // Fills the segments: all at once, or one by one in waves.
 Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
-                          const TakeOptions& options, Turn& turn, TakeTimings& timings) {
+                          const TakeOptions& options, base::Turn& turn, base::Wait& wait,
+                          TakeTimings& timings) {
   const std::vector<Segment>& segments = snapshot->segments();
   const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments.size();
+  base::Wait do_not_wait(kDoNotWait);
   OpenDigest open;
   std::size_t first = 0;
   do {
@@ -192,10 +164,9 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     std::vector<std::uint64_t> sizes;
     for (std::size_t i = first; i < last; ++i) sizes.push_back(segments[i].bytes);
     // Memory that this snapshot's own consumer holds is waited for under either policy.
-    const bool wait = options.wait_for_memory || first > 0;
+    const bool patient = options.wait_for_memory || first > 0;
     const base::Clock::Instant waiting = clock_.now();
-    Result<std::vector<memory::Lease>> leases =
-        slab_.lease(sizes, wait ? options.deadline : kDoNotWait);
+    Result<std::vector<memory::Lease>> leases = slab_.lease(sizes, patient ? wait : do_not_wait);
     timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
     if (!leases) return failure(std::move(leases).error());
     std::vector<CopyJob::Target> targets;
@@ -211,7 +182,7 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
                                          CopyJob::Source{&state, &devices_}, std::move(open));
     copy(job);
-    STRANDLINE_RETURN_IF_ERROR(job->wait(options.deadline));
+    STRANDLINE_RETURN_IF_ERROR(job->wait(wait));
     open = job->take_open();
     first = last;
   } while (first < segments.size());

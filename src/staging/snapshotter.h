@@ -8,7 +8,8 @@
 
 #include "base/clock.h"
 #include "base/executor.h"
-#include "base/mutex.h"
+#include "base/turn.h"
+#include "base/wait.h"
 #include "device/registry.h"
 #include "memory/slab.h"
 #include "staging/plan.h"
@@ -31,6 +32,8 @@ struct TakeOptions {
   Layout layout = Layout::kFile;
   // Until when to wait for memory and for devices.
   base::Clock::Instant deadline;
+  // Asked while it waits for these; true ends the take with kUnavailable. See base::Wait.
+  std::function<bool()> interrupted;
   // Fail at once with kTimeout where memory is taken by earlier generations.
   bool wait_for_memory = true;
   // Called on the caller's thread when there is memory and before anything is copied, so that the
@@ -66,9 +69,9 @@ class Snapshotter {
   // On failure the snapshot given to `started` fails with the same error, and memory that a device
   // may still write to is given back only when that device has finished; the tensors' keep-alives
   // are held as long. Fails with what plan_files() fails with; kUnsupported for a device that is
-  // not registered; kTimeout where memory or a device keeps it waiting; kMemoryLimit where the
-  // ceiling, the host or its cgroup do not allow it; with a device's error; or with what the
-  // consumer abandoned the snapshot with.
+  // not registered; kTimeout where memory or a device keeps it waiting; kUnavailable where it was
+  // interrupted meanwhile; kMemoryLimit where the ceiling, the host or its cgroup do not allow it;
+  // with a device's error; or with what the consumer abandoned the snapshot with.
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> take(const StateDict& state,
                                                        const TakeOptions& options,
                                                        TakeTimings* timings);
@@ -76,14 +79,12 @@ class Snapshotter {
   [[nodiscard]] const memory::Slab& slab() const { return slab_; }
 
  private:
-  // The right to lease: held for the first lease and `started`, or for all waves.
-  class Turn;
-
   [[nodiscard]] Result<std::shared_ptr<const Plan>> make_plan(const StateDict& state) const;
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> lay_snapshot(std::shared_ptr<const Plan> plan,
                                                                const TakeOptions& options);
   [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
-                             const TakeOptions& options, Turn& turn, TakeTimings& timings);
+                             const TakeOptions& options, base::Turn& turn, base::Wait& wait,
+                             TakeTimings& timings);
   void copy(const std::shared_ptr<CopyJob>& job);
 
   memory::Slab slab_;
@@ -91,9 +92,8 @@ class Snapshotter {
   base::Executor* const workers_;
   const base::Clock& clock_;
 
-  base::Mutex turn_mutex_;
-  base::ConditionVariable turn_ended_;
-  bool turn_taken_ STRANDLINE_GUARDED_BY(turn_mutex_) = false;
+  // The right to lease: held for the first lease and `started`, or for all waves.
+  base::Turns turns_;
 };
 
 }  // namespace strandline::staging

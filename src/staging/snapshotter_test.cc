@@ -366,6 +366,43 @@ TEST_F(SnapshotterTest, WithoutWaitingAFullSlabFailsAtOnce) {
   EXPECT_TRUE(snapshotter->take(state, options, nullptr));
 }
 
+TEST_F(SnapshotterTest, AnInterruptedWaitForADeviceEndsTheTakeAndALateCompletionHarmsNothing) {
+  std::vector<std::uint8_t> bytes = random_bytes(kMiB, 3);
+  const StateDict state{{"m", StateDict{{"w", on_fake_device(bytes)}}}};
+  const auto snapshotter = make(16 * kMiB);
+  TakeOptions options = until(soon());
+  std::shared_ptr<Snapshot> given;
+  options.started = [&](std::shared_ptr<Snapshot> snapshot) {
+    given = std::move(snapshot);
+    return Status();
+  };
+  options.interrupted = [] { return true; };
+  EXPECT_EQ(snapshotter->take(state, options, nullptr).error().code, ErrorCode::kUnavailable);
+  EXPECT_EQ(given->status().error().code, ErrorCode::kUnavailable);
+  EXPECT_GT(snapshotter->slab().bytes_in_use(), 0u);  // The device may still write there.
+  fake_->complete_all();
+  EXPECT_EQ(snapshotter->slab().bytes_in_use(), 0u);
+  fake_->set_immediate(true);
+  EXPECT_TRUE(snapshotter->take(state, options, nullptr));  // Nothing to wait for: not asked.
+}
+
+TEST_F(SnapshotterTest, ATakeInWavesCanBeInterruptedWhileItsConsumerHoldsThem) {
+  std::vector<std::uint8_t> bytes = random_bytes(5 * kMiB, 3);
+  const StateDict state{{"m", StateDict{{"w", TensorView::of(bytes)}}}};
+  const auto snapshotter = make(2 * kMiB);
+  TakeOptions options = until(soon());
+  std::shared_ptr<Snapshot> held;
+  options.started = [&](std::shared_ptr<Snapshot> snapshot) {
+    held = std::move(snapshot);
+    return Status();
+  };
+  options.interrupted = [] { return true; };
+  EXPECT_EQ(snapshotter->take(state, options, nullptr).error().code, ErrorCode::kUnavailable);
+  EXPECT_EQ(held->status().error().code, ErrorCode::kUnavailable);
+  held->abandon(Error{});
+  EXPECT_EQ(snapshotter->slab().bytes_in_use(), 0u);
+}
+
 TEST_F(SnapshotterTest, AnErrorOfStartedEndsTheTake) {
   std::vector<std::uint8_t> bytes = random_bytes(kMiB, 3);
   const StateDict state{{"m", StateDict{{"w", TensorView::of(bytes)}}}};

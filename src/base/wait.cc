@@ -1,0 +1,29 @@
+#include "base/wait.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace strandline::base {
+
+Wait::Wait(Clock::Instant deadline, std::function<bool()> interrupted)
+    : deadline_(deadline),
+      interrupted_(std::move(interrupted)),
+      next_poll_(std::chrono::steady_clock::now() + kInterruptPoll) {}
+
+Status Wait::pause(ConditionVariable& condition, Mutex& mutex) {
+  if (!interrupted_) {
+    condition.wait_until(mutex, deadline_);
+    return {};
+  }
+  condition.wait_until(mutex, std::min(deadline_, next_poll_));
+  // By the clock and not by why it woke: frequent notifications must not put the question off.
+  if (std::chrono::steady_clock::now() < next_poll_) return {};
+  mutex.unlock();
+  const bool ended = interrupted_();
+  next_poll_ = std::chrono::steady_clock::now() + kInterruptPoll;
+  mutex.lock();
+  if (ended) return failure(ErrorCode::kUnavailable, "interrupted while it waited");
+  return {};
+}
+
+}  // namespace strandline::base
