@@ -115,7 +115,7 @@ class Publisher {
                          .path = final_path_});
   }
 
-  Status sync(int fd, const std::string& path) const {
+  [[nodiscard]] Status sync(int fd, const std::string& path) const {
     if (uninterrupted([&] { return calls_.sync(fd); }) == 0) return {};
     return failure(base::system_error("sync", path, errno));
   }
@@ -142,9 +142,9 @@ class Publisher {
   }
 
   // These give an errno, or 0.
-  int exchange() const { return rename(place_.name, final_name_, RENAME_EXCHANGE); }
+  [[nodiscard]] int exchange() const { return rename(place_.name, final_name_, RENAME_EXCHANGE); }
 
-  int rename_new(const std::string& from, const std::string& to) const {
+  [[nodiscard]] int rename_new(const std::string& from, const std::string& to) const {
     const int error = rename(from, to, RENAME_NOREPLACE);
     if (!is_refused(error)) return error;
     struct stat taken {};
@@ -154,7 +154,7 @@ class Publisher {
     return plain_error == ENOTEMPTY ? EEXIST : plain_error;
   }
 
-  int rename(const std::string& from, const std::string& to, unsigned flags) const {
+  [[nodiscard]] int rename(const std::string& from, const std::string& to, unsigned flags) const {
     const int result =
         uninterrupted([&] { return calls_.rename(root_, from.c_str(), to.c_str(), flags); });
     return result == 0 ? 0 : errno;

@@ -106,7 +106,7 @@ void unlock_and_close(int fd) {
 
 Result<std::optional<ProcessLock>> ProcessLock::try_acquire(int directory, const std::string& name,
                                                             int flags, std::string_view path) {
-  [[maybe_unused]] static const int registered =
+  [[maybe_unused]] static const int kRegistered =
       pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   const Attempt attempt = open_and_lock(directory, name.c_str(), flags);
   switch (attempt.step) {
