@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles the C++ example of README.md as it is written.
 
-    readme_test.py SOURCE COMPILER [FLAG…]
+readme_test.py SOURCE COMPILER [FLAG…]
 """
 
 import pathlib
