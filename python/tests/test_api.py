@@ -6,7 +6,6 @@ import contextlib
 import errno
 import re
 import resource
-import site
 import subprocess
 import sys
 import textwrap
@@ -422,11 +421,17 @@ def test_the_package_is_typed(tmp_path):
             """
         ).replace("from typing import", "from typing_extensions import")
     )
-    # An installed package is found through the interpreter that it is installed for, and must be:
-    # mypy refuses a MYPYPATH that is on its search path already. Any other needs it.
-    installed = {Path(path).resolve() for path in site.getsitepackages()}
+    # mypy finds what the interpreter finds by itself, such as an installed package, and refuses a
+    # MYPYPATH that says so again. A package that PYTHONPATH names it finds through MYPYPATH only.
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    if package.parent.resolve() not in installed:
+    found = subprocess.run(
+        [sys.executable, "-c", "import strandline; print(strandline.__file__)"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    if found.stdout.strip() != strandline.__file__:
         environment["MYPYPATH"] = str(package.parent)
     done = subprocess.run(
         [

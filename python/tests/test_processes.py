@@ -172,7 +172,7 @@ def test_ctrl_c_ends_a_save_that_waits_for_memory(tmp_path):
 
 
 def test_ctrl_c_ends_a_save_that_waits_for_earlier_ones(tmp_path):
-    with strandline.Checkpointer(tmp_path) as checkpointer:
+    with strandline.Checkpointer(tmp_path, host_bytes_max=64 << 20) as checkpointer:
         with writing_stopped():
             for step in range(4):
                 checkpointer.save(step, {"w": torch.ones(1000)})

@@ -80,7 +80,11 @@ class Attempt {
 
   [[nodiscard]] Status run() {
     match_ = match(checkpoint_.tree(), state_);
-    STRANDLINE_RETURN_IF_ERROR(check_match(match_, options_.strict));
+    if (Status matched = check_match(match_, options_.strict); !matched) {
+      Error error = std::move(matched).error();
+      error.path = checkpoint_.path();
+      return failure(std::move(error));
+    }
     STRANDLINE_RETURN_IF_ERROR(place());
     STRANDLINE_RETURN_IF_ERROR(verify_first());
     STRANDLINE_RETURN_IF_ERROR(read());
