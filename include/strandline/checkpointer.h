@@ -96,6 +96,15 @@ struct RestoreOptions {
   bool strict = true;
   /// Read everything twice: change nothing until all of it has been verified.
   bool verify_first = false;
+  /// Nodes of the state that stand for objects of the caller's (adapters only). An object takes
+  /// only the sort of container that it has here, and a list or tuple that holds one, at any depth,
+  /// only one of the same length; anything else is kMismatch. Objects inside an object are its own
+  /// business, and may be named or not.
+  std::vector<std::uint32_t> objects = {};
+  /// Asked on the calling thread about the checkpoint that is about to be read, when all else has
+  /// been checked and before anything is changed. If it fails, restore() fails with that error;
+  /// with kCorrupt or kIo it goes on to the next older checkpoint, as on any damage.
+  std::function<Status(const Checkpoint& checkpoint)> accept = {};
   /// Where saved tensors go that have no destination; the engine's own memory if null.
   Allocator allocate = {};
   ProgressCallback progress = {};

@@ -32,6 +32,9 @@ struct RestoredTree {
   std::int64_t step = 0;
   nb::object tree;                      // The saved tree; matched tensors are the job's own.
   std::vector<StatefulObject> objects;  // Whose load_state_dict() is to be called.
+  std::vector<nb::object> tensors;      // The job's own.
+  std::vector<std::string> missing;     // Names that were left alone, only in the job
+  std::vector<std::string> unexpected;  // and only in the checkpoint.
   std::vector<std::string> warnings;
 };
 
@@ -161,18 +164,25 @@ std::optional<RestoredTree> Engine::restore(nb::handle state, std::optional<std:
   options.step = step;
   options.strict = strict;
   options.verify_first = verify_first;
+  for (const StatefulObject& stateful : collected.objects) options.objects.push_back(stateful.node);
   options.allocate = allocations.allocator();
+  PreparedValues values(allow_pickle);
+  options.accept = values.callback();
   options.progress = python_progress.callback();
   auto result = without_gil([&] { return engine_->restore(collected.state, options); });
   python_progress.raise_pending();
   allocations.raise_pending();
+  values.raise_pending();
   const std::optional<Restored> restored = unwrap(std::move(result));
   if (!restored) return std::nullopt;
   RestoredTree tree;
   tree.step = restored->step;
   tree.tree =
-      tree_of(restored->state, 0, objects_of(*restored, collected, allocations), allow_pickle);
+      tree_of(restored->state, 0, objects_of(*restored, collected, allocations), values.values());
   tree.objects = std::move(collected.objects);
+  tree.tensors = std::move(collected.tensors);
+  tree.missing = restored->missing;
+  tree.unexpected = restored->unexpected;
   tree.warnings = restored->warnings;
   return tree;
 }
@@ -217,6 +227,11 @@ void bind_restored(nb::module_& module) {
             return objects;
           },
           "The objects whose load_state_dict() is to be called.")
+      .def_prop_ro(
+          "tensors", [](const RestoredTree& restored) { return restored.tensors; },
+          "The tensors and arrays of the job.")
+      .def_ro("missing", &RestoredTree::missing)
+      .def_ro("unexpected", &RestoredTree::unexpected)
       .def_ro("warnings", &RestoredTree::warnings);
 }
 

@@ -153,10 +153,14 @@ class Collector {
   Collector(NodeKind root, bool allow_pickle) : builder_(root), allow_pickle_(allow_pickle) {}
 
   // Adds the items of the root, which is of the kind given to the constructor.
-  void add_root(PyObject* root, NodeKind kind) { add_items(root, kind); }
+  void add_root(PyObject* root, NodeKind kind) {
+    ++next_node_;
+    add_items(root, kind);
+  }
 
+  // Remembers an object whose state is what is added next, or the root.
   void remember(std::string key_path, nb::object object, nb::object state_dict) {
-    collected_.objects.push_back({std::move(key_path), std::move(object)});
+    collected_.objects.push_back({std::move(key_path), std::move(object), next_node_});
     collected_.state_dicts.push_back(std::move(state_dict));
   }
 
@@ -212,6 +216,7 @@ class Collector {
     }
     if (!value) return false;
     unwrap(builder_.value(key, std::move(*value)));
+    ++next_node_;
     return true;
   }
 
@@ -223,6 +228,7 @@ class Collector {
                  " contains itself; take the cycle out of the state");
     }
     unwrap(builder_.begin(key, kind));
+    ++next_node_;
     add_items(object, kind);
     unwrap(builder_.end());
   }
@@ -271,6 +277,7 @@ class Collector {
                  type_name(Py_TYPE(found)));
     }
     unwrap(builder_.begin_metadata(*kind));
+    ++next_node_;
     ++metadata_depth_;
     add_items(found, *kind);
     --metadata_depth_;
@@ -293,6 +300,7 @@ class Collector {
       raise(error);
     }
     unwrap(builder_.tensor(key, std::move(**view)));
+    ++next_node_;
     collected_.tensors.push_back(nb::borrow(object));
   }
 
@@ -325,12 +333,14 @@ class Collector {
       rethrow(error, path_text(key), "pickling a " + type_name(Py_TYPE(object)));
     }
     unwrap(builder_.value(key, std::move(*value)));
+    ++next_node_;
   }
 
   StateDictBuilder builder_;
   Collected collected_;
   std::vector<PyObject*> path_;  // Containers from the root to here; all are held.
   int metadata_depth_ = 0;
+  std::uint32_t next_node_ = 0;  // The index of the node that the builder adds next.
   bool allow_pickle_;
 };
 

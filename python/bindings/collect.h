@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@ namespace nb = nanobind;
 struct StatefulObject {
   std::string key_path;
   nb::object object;
+  std::uint32_t node = 0;  ///< Of its state.
 };
 
 /// A state and what its views borrow from. Must be destroyed with the GIL.

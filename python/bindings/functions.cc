@@ -76,7 +76,7 @@ nb::object load_some(nb::handle path, const std::optional<std::vector<nb::object
   const TensorObjects objects = objects_below(loaded, allocations);
   nb::list trees;
   for (const std::uint32_t root : loaded.roots) {
-    trees.append(tree_of(loaded.state, root, objects, allow_pickle));
+    trees.append(tree_of(loaded.state, root, objects, values_of(loaded.state, root, allow_pickle)));
   }
   return nb::make_tuple(trees, loaded.step, loaded.warnings);
 }

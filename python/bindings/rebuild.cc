@@ -81,8 +81,8 @@ namespace {
 
 class TreeMaker {
  public:
-  TreeMaker(const StateDict& state, const TensorObjects& tensors, bool allow_pickle)
-      : state_(state), tensors_(tensors), allow_pickle_(allow_pickle) {}
+  TreeMaker(const StateDict& state, const TensorObjects& tensors, const ValueObjects& values)
+      : state_(state), tensors_(tensors), values_(values) {}
 
   [[nodiscard]] nb::object make(std::uint32_t index) const {
     const Structure::Node& node = structure().nodes()[index];
@@ -90,7 +90,7 @@ class TreeMaker {
       case NodeKind::kTensor:
         return tensors_[node.leaf];
       case NodeKind::kValue:
-        return object_of(state_.values()[node.leaf], allow_pickle_, structure().path_text(index));
+        return values_[node.leaf];
       case NodeKind::kList:
       case NodeKind::kTuple:
         return make_sequence(index);
@@ -158,14 +158,43 @@ class TreeMaker {
 
   const StateDict& state_;
   const TensorObjects& tensors_;
-  bool allow_pickle_;
+  const ValueObjects& values_;
 };
 
 }  // namespace
 
+ValueObjects values_of(const StateDict& state, std::uint32_t node, bool allow_pickle) {
+  const auto& nodes = state.structure().nodes();
+  ValueObjects values(state.values().size());
+  for (std::uint32_t i = node; i < nodes[node].end; ++i) {
+    if (nodes[i].kind != NodeKind::kValue) continue;
+    values[nodes[i].leaf] =
+        object_of(state.values()[nodes[i].leaf], allow_pickle, state.structure().path_text(i));
+  }
+  return values;
+}
+
 nb::object tree_of(const StateDict& state, std::uint32_t node, const TensorObjects& tensors,
-                   bool allow_pickle) {
-  return TreeMaker(state, tensors, allow_pickle).make(node);
+                   const ValueObjects& values) {
+  return TreeMaker(state, tensors, values).make(node);
+}
+
+Status PreparedValues::prepare(const StateDict& state) {
+  const nb::gil_scoped_acquire gil;
+  try {
+    values_ = values_of(state, 0, allow_pickle_);
+    // The tree of these with nothing for the tensors, which are not read yet.
+    const TensorObjects no_tensors(state.tensors().size(), nb::none());
+    (void)tree_of(state, 0, no_tensors, values_);
+    return {};
+  } catch (nb::python_error& error) {
+    pending_.emplace(std::move(error));
+    return failure(ErrorCode::kUnsupported, "a plain value cannot be made in Python");
+  }
+}
+
+void PreparedValues::raise_pending() {
+  if (pending_) throw std::exchange(pending_, std::nullopt).value();
 }
 
 }  // namespace strandline::python

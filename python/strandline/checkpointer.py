@@ -272,7 +272,8 @@ class Checkpointer:
             state: The job, as it is given to ``save()``.
             step: The step to restore; by default the newest that verifies.
             default: What to return if there is no checkpoint at all.
-            strict: Whether a name on one side only is an error.
+            strict: Whether a name on one side only is an error. If not, such names are left alone,
+                and one warning lists them.
             verify_first: Change nothing until every byte has been read and verified.
         """
         self.wait_until_finished()  # The engine waits too, but would not notice Ctrl-C.
@@ -288,7 +289,14 @@ class Checkpointer:
         if restored is None:
             return default
         warn(restored.warnings)
-        assign(state, restored.tree, restored.objects, strict)
+        warn(_left_alone(restored.missing, restored.unexpected))
+        assign(
+            state,
+            restored.tree,
+            objects=restored.objects,
+            tensors=restored.tensors,
+            strict=strict,
+        )
         return restored.step
 
     def latest_step(self) -> int | None:
@@ -399,6 +407,19 @@ def _close_open() -> None:
             checkpointer.close()
         except Error as error:
             warn([f"{checkpointer!r} was closed at exit: {error}"])
+
+
+def _left_alone(missing: list[str], unexpected: list[str]) -> list[str]:
+    """The warning about names that a restore without ``strict`` has left alone, if any."""
+    parts = [
+        f"{title} ({len(names)}): {', '.join(names)}"
+        for title, names in (
+            ("missing from the checkpoint", missing),
+            ("unexpected, only in the checkpoint", unexpected),
+        )
+        if names
+    ]
+    return [f"these names were not restored: {'; '.join(parts)}"] if parts else []
 
 
 def extra_files(state: Any) -> dict[str, str]:

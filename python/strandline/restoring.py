@@ -16,6 +16,7 @@ from strandline.errors import MismatchError
 __all__: list[str] = []
 
 _DICTS = (dict, OrderedDict, Counter)
+_SEQUENCES = (list, tuple)
 
 
 def _accepts_strict(method: Any) -> bool:
@@ -31,8 +32,15 @@ def _is_rng_state(stateful: Any) -> bool:
 
 
 class _Assignment:
-    def __init__(self, objects: list[Any], strict: bool) -> None:
+    """What ``match()`` of the engine compared item by item is filled in place, the rest replaced.
+
+    The two must agree: dicts of all kinds are alike, and so are lists and tuples; a list is filled
+    item by item if it holds a tensor or an object, at any depth, and was saved with its length.
+    """
+
+    def __init__(self, objects: list[Any], tensors: list[Any], strict: bool) -> None:
         self._stateful = {id(stateful) for stateful in objects}
+        self._places = self._stateful | {id(tensor) for tensor in tensors}
         self._strict = strict
         self.loads: list[tuple[str, Any, Any]] = []
 
@@ -43,41 +51,40 @@ class _Assignment:
             return old
         if old is saved:  # A tensor or array, filled in place.
             return old
-        if type(old) is not type(saved):
-            return saved
-        if type(old) in _DICTS:
+        if type(old) in _DICTS and type(saved) in _DICTS:
             return self._fill_dict(old, saved, path)
-        if type(old) is list:
-            return self._fill_list(old, saved, path)
-        if type(old) is tuple and self._holds_places(old) and len(old) == len(saved):
-            return tuple(self._placed(old, saved, path))
+        if type(old) in _SEQUENCES and type(saved) in _SEQUENCES:
+            return self._fill_sequence(old, saved, path)
         return saved
 
     def _fill_dict(self, old: Any, saved: Any, path: tuple[Any, ...]) -> Any:
         if not old:
-            old.update(saved)
+            for key in saved:  # Not update(), by which a Counter would count keys.
+                old[key] = saved[key]
+            return old
         for key in old:
             if key in saved:
                 old[key] = self.place(old[key], saved[key], (*path, key))
         return old
 
-    def _fill_list(self, old: list[Any], saved: list[Any], path: tuple[Any, ...]) -> list[Any]:
-        if self._holds_places(old) and len(old) == len(saved):
-            old[:] = self._placed(old, saved, path)
-        else:
-            old[:] = saved
+    def _fill_sequence(self, old: Any, saved: Any, path: tuple[Any, ...]) -> Any:
+        if len(old) == len(saved) and self._holds_places(old):
+            saved = type(old)(
+                self.place(a, b, (*path, i))
+                for i, (a, b) in enumerate(zip(old, saved, strict=True))
+            )
+        if type(old) is tuple:
+            return saved
+        old[:] = saved
         return old
 
-    def _placed(self, old: Any, saved: Any, path: tuple[Any, ...]) -> list[Any]:
-        return [
-            self.place(a, b, (*path, i)) for i, (a, b) in enumerate(zip(old, saved, strict=False))
-        ]
-
     def _holds_places(self, value: Any) -> bool:
-        """Whether there is anything below that keeps its identity: an object or a dict."""
-        if id(value) in self._stateful or type(value) in _DICTS:
+        """Whether there is anything below that keeps its identity: an object or a tensor."""
+        if id(value) in self._places:
             return True
-        return type(value) in (list, tuple) and any(map(self._holds_places, value))
+        if type(value) in _DICTS:
+            return any(map(self._holds_places, value.values()))
+        return type(value) in _SEQUENCES and any(map(self._holds_places, value))
 
     def load(self, path: str, stateful: Any, saved: Any) -> None:
         method = stateful.load_state_dict
@@ -94,13 +101,14 @@ class _Assignment:
             ) from error
 
 
-def assign(job: Any, saved: Any, objects: list[Any], strict: bool) -> None:
+def assign(job: Any, saved: Any, *, objects: list[Any], tensors: list[Any], strict: bool) -> None:
     """Puts the saved tree into the job.
 
-    ``objects`` are those of the job whose ``state_dict()`` was collected. Random number generators
-    come last, so that what another object draws while it loads does not change them.
+    ``objects`` are those of the job whose ``state_dict()`` was collected, ``tensors`` all its
+    tensors and arrays. Random number generators come last, so that what another object draws while
+    it loads does not change them.
     """
-    assignment = _Assignment(objects, strict)
+    assignment = _Assignment(objects, tensors, strict)
     assignment.place(job, saved, ())
     for path, stateful, state in sorted(assignment.loads, key=lambda load: _is_rng_state(load[1])):
         assignment.load(path, stateful, state)

@@ -135,7 +135,8 @@ def test_another_dtype_is_refused(tmp_path):
 def test_without_strict_names_on_one_side_are_left_alone(tmp_path):
     save_step(tmp_path, {"a": torch.ones(2), "gone": {"x": torch.ones(2), "n": 1}, "n": 5})
     job = {"a": torch.zeros(2), "new": torch.zeros(1), "n": 0, "m": 7}
-    assert restore(tmp_path, job, strict=False) == 1
+    with pytest.warns(strandline.StrandlineWarning, match="gone"):
+        assert restore(tmp_path, job, strict=False) == 1
     assert job["a"].tolist() == [1, 1]
     assert job["new"].tolist() == [0]
     assert job["n"] == 5
@@ -150,7 +151,8 @@ def test_strict_is_passed_on_to_objects_that_take_it(tmp_path):
     bigger.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(strandline.MismatchError, match=r"model\.extra"):
         restore(tmp_path, {"model": bigger})
-    assert restore(tmp_path, {"model": bigger}, strict=False) == 1
+    with pytest.warns(strandline.StrandlineWarning, match=r"model\.extra"):
+        assert restore(tmp_path, {"model": bigger}, strict=False) == 1
     assert bigger.bias.abs().sum() > 0
     assert bigger.extra.item() == 0
 
@@ -341,3 +343,191 @@ def test_verifying_first_changes_nothing_on_damage(tmp_path):
             checkpointer.restore(job, verify_first=True)
     assert job["a"].tolist() == [0, 0]
     assert job["b"].tolist() == [0, 0]
+
+
+class Counting:
+    """An object that keeps what it was given."""
+
+    def __init__(self, n=0):
+        self.n = n
+        self.loads = 0
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+        self.loads += 1
+
+
+@pytest.mark.parametrize("saved_as", [dict, collections.OrderedDict])
+@pytest.mark.parametrize("here_as", [dict, collections.OrderedDict])
+def test_dicts_of_all_kinds_are_alike(tmp_path, saved_as, here_as):
+    model = torch.nn.Linear(2, 2)
+    save_step(tmp_path, saved_as(o=Counting(3), n=5, m=model, x=saved_as(o=Counting(4), n=6)))
+    fresh, one, other = torch.nn.Linear(2, 2), Counting(), Counting()
+    job = here_as(o=one, n=0, m=fresh, x=here_as(o=other, n=0))
+    inner = job["x"]
+    assert restore(tmp_path, job) == 1
+    assert type(job) is here_as
+    assert (job["o"], job["n"], job["m"], job["x"]) == (one, 5, fresh, inner)
+    assert (inner["o"], inner["n"]) == (other, 6)
+    assert (one.n, one.loads, other.n, other.loads) == (3, 1, 4, 1)
+    assert torch.equal(fresh.weight, model.weight)
+
+
+def test_a_counter_takes_what_a_dict_was_saved_with(tmp_path):
+    save_step(tmp_path, {"full": {"a": 2}, "empty": {"b": 3}})
+    job = {"full": collections.Counter("a"), "empty": collections.Counter()}
+    restore(tmp_path, job)
+    assert job["full"] == collections.Counter("aa")
+    assert job["empty"] == collections.Counter("bbb")
+
+
+@pytest.mark.parametrize("saved_as", [list, tuple])
+@pytest.mark.parametrize("here_as", [list, tuple])
+def test_lists_and_tuples_are_alike(tmp_path, saved_as, here_as):
+    save_step(tmp_path, {"x": saved_as([Counting(3), 5, torch.ones(2)]), "plain": saved_as([1, 2])})
+    one, tensor = Counting(), torch.zeros(2)
+    job = {"x": here_as([one, 0, tensor]), "plain": here_as([0])}
+    before = job["x"]
+    restore(tmp_path, job)
+    assert type(job["x"]) is here_as
+    assert job["x"][0] is one
+    assert job["x"][1] == 5
+    assert job["x"][2] is tensor
+    assert (one.n, one.loads) == (3, 1)
+    assert tensor.tolist() == [1, 1]
+    assert list(job["plain"]) == [1, 2]
+    if here_as is list:
+        assert job["x"] is before
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_with_objects_of_another_length_is_refused(tmp_path, count):
+    save_step(
+        tmp_path,
+        {"models": [torch.nn.Linear(2, 2) for _ in range(count)], "w": torch.ones(2), "n": 1},
+    )
+    models = [torch.nn.Linear(2, 2) for _ in range(2)]
+    job = {"models": list(models), "w": torch.zeros(2), "n": 0}
+    for strict in (True, False):
+        with pytest.raises(strandline.MismatchError, match=f"models: .* length {count}, .* 2 "):
+            restore(tmp_path, job, strict=strict)
+    assert job["models"] == models
+    assert (job["w"].tolist(), job["n"]) == ([0, 0], 0)
+
+
+@pytest.mark.parametrize("saved", [5, [1], torch.ones(2), None])
+def test_an_object_takes_nothing_but_a_dict(tmp_path, saved):
+    class Empty(Counting):
+        def state_dict(self):
+            return {}
+
+    save_step(tmp_path, {"e": saved, "o": [saved], "w": torch.ones(2)})
+    empty, one = Empty(), Counting()
+    job = {"e": empty, "o": [one], "w": torch.zeros(2)}
+    with pytest.raises(strandline.MismatchError) as caught:
+        restore(tmp_path, job)
+    assert "e: saved as" in str(caught.value)
+    assert "o.0: saved as" in str(caught.value)
+    assert (empty.loads, one.loads, job["w"].tolist()) == (0, 0, [0, 0])
+
+
+def test_a_list_without_objects_is_replaced_whole(tmp_path):
+    save_step(
+        tmp_path,
+        {"log": [{"a": 3, "c": 4}], "pair": ({"a": 1}, 2), "deep": [torch.ones(1), [{"c": 4}]]},
+    )
+    log, tensor = [{"a": 1, "b": 2}], torch.zeros(1)
+    job = {"log": log, "pair": ({"b": 0}, 0), "deep": [tensor, [{"b": 2}]]}
+    restore(tmp_path, job)
+    assert job["log"] is log
+    assert log == [{"a": 3, "c": 4}]
+    assert job["pair"] == ({"a": 1}, 2)
+    assert job["deep"][0] is tensor
+    assert job["deep"][1] == [{"c": 4}]
+
+
+def test_names_of_dicts_in_a_list_with_tensors_are_compared(tmp_path):
+    save_step(tmp_path, {"groups": [{"w": torch.ones(2), "c": 1}]})
+    groups = [{"w": torch.zeros(2), "b": 0}]
+    with pytest.raises(strandline.MismatchError, match=r"groups\.0\.b"):
+        restore(tmp_path, {"groups": groups})
+    assert groups[0]["w"].tolist() == [0, 0]
+
+
+def test_a_growing_list_inside_of_an_object_is_the_objects_own(tmp_path):
+    class History(Counting):
+        def __init__(self, length):
+            super().__init__()
+            self.parts = [Counting(i) for i in range(length)]
+
+        def state_dict(self):
+            return {"parts": self.parts}
+
+        def load_state_dict(self, state):
+            self.parts = state["parts"]
+
+    save_step(tmp_path, {"history": History(3)})
+    history = History(1)
+    restore(tmp_path, {"history": history})
+    assert history.parts == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_plain_values_are_checked_before_anything_is_changed(tmp_path):
+    import fractions
+
+    save_step(tmp_path, {"w": torch.ones(2), "f": fractions.Fraction(1, 3)}, allow_pickle=True)
+    job = {"w": torch.zeros(2), "f": None}
+    with pytest.raises(strandline.UnsupportedError, match="allow_pickle") as caught:
+        restore(tmp_path, job)
+    assert caught.value.key_path == "f"
+    assert (job["w"].tolist(), job["f"]) == ([0, 0], None)
+    restore(tmp_path, job, allow_pickle=True)
+    assert (job["w"].tolist(), job["f"]) == ([1, 1], fractions.Fraction(1, 3))
+
+
+class Fragile:
+    """Can be pickled, and not be loaded: as if its code had changed meanwhile."""
+
+    loads = 0
+
+    def __reduce__(self):
+        return _break, ()
+
+
+def _break():
+    Fragile.loads += 1
+    raise LookupError("gone")
+
+
+def test_a_pickle_that_fails_changes_nothing_and_is_loaded_once(tmp_path):
+    save_step(tmp_path, {"w": torch.ones(2), "f": Fragile()}, allow_pickle=True)
+    job = {"w": torch.zeros(2), "f": None}
+    Fragile.loads = 0
+    with pytest.raises(strandline.UnsupportedError) as caught:
+        restore(tmp_path, job, allow_pickle=True)
+    assert caught.value.key_path == "f"
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert Fragile.loads == 1
+    assert job["w"].tolist() == [0, 0]
+
+
+def test_without_strict_one_warning_at_the_caller_lists_the_names(tmp_path):
+    save_step(tmp_path, {"a": torch.ones(2), "gone": {"x": torch.ones(2)}, "n": 5})
+    job = {"a": torch.zeros(2), "new": torch.zeros(1), "m": 7}
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        with pytest.warns(strandline.StrandlineWarning) as caught:
+            checkpointer.restore(job, strict=False)
+    (warning,) = caught
+    assert warning.filename == __file__
+    message = str(warning.message)
+    assert "missing from the checkpoint (2): new, m" in message
+    assert "only in the checkpoint (2): gone, n" in message
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_strict_nothing_is_said_if_all_names_are_there(tmp_path):
+    save_step(tmp_path, {"a": torch.ones(2)})
+    assert restore(tmp_path, {"a": torch.zeros(2)}, strict=False) == 1

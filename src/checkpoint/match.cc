@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <string_view>
 #include <unordered_map>
 
@@ -47,9 +48,16 @@ std::string identity(const Key& key) {
 
 class Matcher {
  public:
-  Matcher(const StateDict& saved, const StateDict& destination)
+  Matcher(const StateDict& saved, const StateDict& destination,
+          const std::vector<std::uint32_t>& objects)
       : saved_(saved), destination_(destination) {
     match_.destination.resize(saved.tensors().size());
+    // In pre-order, so that an object inside another one comes after it and is left out.
+    std::vector<std::uint32_t> in_order = objects;
+    std::sort(in_order.begin(), in_order.end());
+    for (const std::uint32_t object : in_order) {
+      if (objects_.empty() || object >= own_node(objects_.back()).end) objects_.push_back(object);
+    }
   }
 
   Match run() {
@@ -69,6 +77,10 @@ class Matcher {
   void visit(std::uint32_t saved, std::uint32_t own) {
     const Node& s = saved_node(saved);
     const Node& d = own_node(own);
+    if (is_object(own) && !same_sort(s.kind, d.kind)) {
+      return differ(own, kind_name(s.kind),
+                    fmt::format("an object whose state is {}", kind_name(d.kind)));
+    }
     if (is_dict(d.kind)) {
       if (d.end == own + 1) return;
       if (!is_dict(s.kind)) return differ(own, kind_name(s.kind), "a dict with entries");
@@ -110,11 +122,23 @@ class Matcher {
   }
 
   void visit_sequence(std::uint32_t saved, std::uint32_t own) {
-    if (!is_sequence(saved_node(saved).kind) || !holds_tensor(own)) return;
+    const bool objects = holds_object(own);
+    if (!objects && !holds_tensor(own)) return;
     const std::vector<std::uint32_t> own_items = items(destination_.structure(), own);
-    const std::vector<std::uint32_t> saved_items = items(saved_.structure(), saved);
-    if (saved_items.size() != own_items.size()) return;
-    for (std::size_t i = 0; i < own_items.size(); ++i) visit(saved_items[i], own_items[i]);
+    std::string saved_text(kind_name(saved_node(saved).kind));
+    if (is_sequence(saved_node(saved).kind)) {
+      const std::vector<std::uint32_t> saved_items = items(saved_.structure(), saved);
+      if (saved_items.size() == own_items.size()) {
+        for (std::size_t i = 0; i < own_items.size(); ++i) visit(saved_items[i], own_items[i]);
+        return;
+      }
+      saved_text += fmt::format(" of length {}", saved_items.size());
+    }
+    if (!objects) return;
+    differ(own, saved_text,
+           fmt::format("{} of length {} that holds objects, which cannot be made or replaced: give "
+                       "it as many as were saved",
+                       kind_name(own_node(own).kind), own_items.size()));
   }
 
   static std::vector<std::uint32_t> items(const Structure& structure, std::uint32_t sequence) {
@@ -122,6 +146,20 @@ class Matcher {
     std::vector<std::uint32_t> found;
     for (auto i = sequence + 1; i < nodes[sequence].end; i = nodes[i].end) found.push_back(i);
     return found;
+  }
+
+  static bool same_sort(NodeKind a, NodeKind b) {
+    return is_dict(a) == is_dict(b) && is_sequence(a) == is_sequence(b);
+  }
+
+  [[nodiscard]] bool is_object(std::uint32_t own) const {
+    return std::binary_search(objects_.begin(), objects_.end(), own);
+  }
+
+  // Below the node: an object's own lists hold nothing that anybody else needs.
+  [[nodiscard]] bool holds_object(std::uint32_t own) const {
+    const auto next = std::upper_bound(objects_.begin(), objects_.end(), own);
+    return next != objects_.end() && *next < own_node(own).end;
   }
 
   [[nodiscard]] bool holds_tensor(std::uint32_t own) const {
@@ -147,6 +185,7 @@ class Matcher {
 
   const StateDict& saved_;
   const StateDict& destination_;
+  std::vector<std::uint32_t> objects_;  // Outermost ones, ascending.
   Match match_;
 };
 
@@ -158,8 +197,9 @@ void append_names(std::string& text, std::string_view title,
 
 }  // namespace
 
-Match match(const StateDict& saved, const StateDict& destination) {
-  return Matcher(saved, destination).run();
+Match match(const StateDict& saved, const StateDict& destination,
+            const std::vector<std::uint32_t>& objects) {
+  return Matcher(saved, destination, objects).run();
 }
 
 Status check_match(const Match& match, bool strict) {

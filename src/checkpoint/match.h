@@ -24,10 +24,17 @@ struct Match {
 };
 
 // Names are compared in non-empty dicts only. An empty dict, None, and a list or tuple without
-// tensors in the destination take whatever was saved there: they match nothing and miss nothing. A
-// list or tuple with tensors, which somebody else may hold too, is compared item by item; if it has
-// another length than the saved one (a history that grows), it too takes what was saved.
-[[nodiscard]] Match match(const StateDict& saved, const StateDict& destination);
+// tensors and objects in the destination take whatever was saved there: they match nothing and miss
+// nothing. A list or tuple with tensors, which somebody else may hold too, is compared item by
+// item; if it has another length than the saved one (a history that grows), it too takes what was
+// saved.
+//
+// `objects` are the containers of the destination that stand for objects of the caller's (see
+// RestoreOptions::objects). No value can take the place of an object, so a list or tuple that holds
+// one must have been saved with the same length, and an object takes its own sort of container
+// only.
+[[nodiscard]] Match match(const StateDict& saved, const StateDict& destination,
+                          const std::vector<std::uint32_t>& objects = {});
 
 // The error that lists everything in the way of restoring, or success. `strict` makes missing and
 // unexpected names count; different shapes and dtypes always do.

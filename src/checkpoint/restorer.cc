@@ -79,13 +79,14 @@ class Attempt {
         destinations_(checkpoint) {}
 
   [[nodiscard]] Status run() {
-    match_ = match(checkpoint_.tree(), state_);
+    match_ = match(checkpoint_.tree(), state_, options_.objects);
     if (Status matched = check_match(match_, options_.strict); !matched) {
       Error error = std::move(matched).error();
       error.path = checkpoint_.path();
       return failure(std::move(error));
     }
     STRANDLINE_RETURN_IF_ERROR(place());
+    if (options_.accept) STRANDLINE_RETURN_IF_ERROR(options_.accept(checkpoint_));
     STRANDLINE_RETURN_IF_ERROR(verify_first());
     STRANDLINE_RETURN_IF_ERROR(read());
     for (const auto& [saved, own] : match_.values) {
