@@ -187,7 +187,7 @@ Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
   return view;
 }
 
-Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
+Result<TensorView> read_torch(const Torch& torch, PyObject* tensor) {
   const TorchNames& names = torch_names();
   TensorView view;
   if (auto plain = view_by_dlpack(torch, tensor)) {
@@ -206,6 +206,17 @@ Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
   view.writable = true;
   view.framework = kTorchFramework;
   return view;
+}
+
+Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
+  try {
+    return read_torch(torch, tensor);
+  } catch (nb::python_error&) {
+    // PyTorch's automatic differentiation makes zeros that have no storage.
+    const nb::object is_zeros = nb::getattr(nb::handle(tensor), "_is_zerotensor", nb::none());
+    if (is_zeros.is_none() || !is_true(is_zeros())) throw;
+    return unsupported("is a tensor of zeros that takes no memory: save tensor.clone()");
+  }
 }
 
 // ---- NumPy ----

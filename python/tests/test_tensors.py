@@ -221,6 +221,7 @@ def jagged():
         (lambda: torch.zeros(2, dtype=torch.complex128), "view_as_real"),
         (lambda: torch.zeros(2, dtype=torch.complex32), "torch.complex32"),
         (lambda: torch.zeros(2).as_subclass(Tagged), "as_subclass"),
+        (lambda: torch._efficientzerotensor((2,)), "tensor.clone()"),
         (lazy_parameter, "run the lazy module"),
         (lambda: torch.empty((), dtype=torch.float4_e2m1fn_x2), "reshape(1)"),
         (lambda: numpy.zeros(2, dtype=">f4"), "newbyteorder"),
@@ -236,7 +237,7 @@ def jagged():
         (lambda: numpy.matrix([[1, 2]]), "numpy.asarray"),
         (lambda: numpy.ma.masked_array([1, 2], [True, False]), "numpy.asarray"),
     ],
-    ids=map(str, range(23)),
+    ids=map(str, range(24)),
 )
 @pytest.mark.parametrize("allow_pickle", [False, True])
 def test_a_tensor_that_cannot_be_kept_is_refused_with_its_key_path(
