@@ -15,6 +15,12 @@ namespace {
   raise(Error{.code = ErrorCode::kInvalidArgument, .message = std::move(message)});
 }
 
+// The same with the exception that was caught as the cause. Signals pass as they are.
+[[noreturn]] void refuse_because(nb::python_error& error, std::string message) {
+  if (!error.matches(PyExc_Exception)) throw error;
+  raise_from(Error{.code = ErrorCode::kInvalidArgument, .message = std::move(message)}, error);
+}
+
 }  // namespace
 
 std::chrono::milliseconds milliseconds_of(double seconds) {
@@ -48,9 +54,24 @@ std::map<std::string, double> metrics_of(nb::handle metrics) {
     PyObject* pair = PyList_GET_ITEM(items.ptr(), i);
     PyObject* name = PyTuple_GET_ITEM(pair, 0);
     if (PyUnicode_Check(name) == 0) refuse("names of metrics must be str");
-    const double number = PyFloat_AsDouble(PyTuple_GET_ITEM(pair, 1));
-    if (PyErr_Occurred() != nullptr) throw nb::python_error();
-    numbers.emplace(utf8_of(name), number);
+    const nb::object shown = checked(PyObject_ASCII(name));
+    const std::string metric = "the metric " + std::string(utf8_of(shown.ptr()));
+    std::string key;
+    try {
+      key = utf8_of(name);
+    } catch (nb::python_error& error) {
+      refuse_because(error, metric + " has a name with lone surrogates, which is no valid text");
+    }
+    PyObject* value = PyTuple_GET_ITEM(pair, 1);
+    const double number = PyFloat_AsDouble(value);
+    if (PyErr_Occurred() == nullptr) {
+      numbers.emplace(std::move(key), number);
+      continue;
+    }
+    nb::python_error error;
+    refuse_because(error, metric + " must be a number that a float can hold, not " +
+                              type_name(Py_TYPE(value)) +
+                              "; its own error is the cause of this one");
   }
   return numbers;
 }

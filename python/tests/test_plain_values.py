@@ -287,6 +287,16 @@ def test_metadata_and_metrics_must_be_plain(tmp_path):
     )
 
 
+@pytest.mark.parametrize("value", [None, "0.5", [1.0], torch.ones(2), 10**400])
+@pytest.mark.parametrize("name", ["loss", "\ud800"])
+def test_a_metric_that_is_no_number_is_named(tmp_path, name, value):
+    with pytest.raises(strandline.InvalidArgumentError) as caught:
+        strandline.save(tmp_path / "one", {"a": 1}, metrics={"good": 1.0, name: value})
+    assert f"the metric {name!a}" in str(caught.value)
+    assert isinstance(caught.value.__cause__, Exception)
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_failing_state_dict_is_named_and_chained(tmp_path):
     class Broken:
         def state_dict(self):
