@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <utility>
@@ -43,14 +44,19 @@ NamedOutcome outcome_of(const Save& save) {
 }
 
 // Waits with `wait(slice)`, which gives a Result. A timeout of one slice is told from a save that
-// itself failed with a timeout by its outcome. Returns whether the wait ended before `deadline_s`.
+// itself failed with a timeout by its outcome. The save may have ended after the slice and before
+// the outcome was looked at: once there is an outcome, what a wait gives is the save's. Returns
+// whether the wait ended before `deadline_s`.
 template <typename Wait>
 bool wait_for(const Save& save, double deadline_s, Wait wait) {
   Status ended;
   const bool in_time = wait_in_slices(milliseconds_of(deadline_s), [&](auto slice) {
     auto result = wait(slice);
+    if (!result && result.error().code == ErrorCode::kTimeout) {
+      if (!save.outcome()) return false;
+      result = wait(std::chrono::milliseconds(0));
+    }
     if (result) return true;
-    if (result.error().code == ErrorCode::kTimeout && !save.outcome()) return false;
     ended = failure(std::move(result.error()));
     return true;
   });

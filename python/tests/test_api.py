@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -108,6 +109,19 @@ def test_a_wait_that_reaches_its_deadline_raises_and_the_save_goes_on(tmp_path):
         assert save.wait_durable(60) == "committed"
         with pytest.raises(strandline.InvalidArgumentError, match="0 seconds or more"):
             save.wait_durable(-1)
+
+
+def test_a_save_that_ends_just_after_a_slice_of_a_wait_is_no_timeout(tmp_path):
+    def wait_in_many_slices(save):
+        while not save._core.wait_durable(0):
+            pass
+        return True
+
+    with strandline.Checkpointer(tmp_path, keep=1) as checkpointer:
+        with ThreadPoolExecutor(16) as threads:
+            for step in range(40):
+                saves = [checkpointer.save(step, {"n": 1})] * 16
+                assert all(threads.map(wait_in_many_slices, saves))
 
 
 def test_keys_choose_what_is_loaded(tmp_path):
