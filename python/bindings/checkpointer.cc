@@ -52,8 +52,9 @@ class Engine {
   }
   ~Engine() {
     without_gil([&] {
-      // What went wrong is dropped with the engine; close() is how to hear of it.
-      (void)engine_->wait_until_finished(finish_wait_);
+      // What went wrong is dropped with the engine; close() is how to hear of it. After close()
+      // only saves are left that it has given up: the engine waits for those as it must.
+      if (!close_called_) (void)engine_->wait_until_finished(finish_wait_);
       engine_.reset();
     });
   }
@@ -101,6 +102,7 @@ class Engine {
   }
 
   void close() {
+    close_called_ = true;
     unwrap(without_gil([&] { return engine_->close(); }));
   }
 
@@ -121,6 +123,7 @@ class Engine {
 
   std::optional<Checkpointer> engine_;
   std::chrono::milliseconds finish_wait_;
+  bool close_called_ = false;  // Used with the GIL, or by the destructor.
 };
 
 void check_loadable(const Collected& collected) {

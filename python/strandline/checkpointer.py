@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from strandline import _core
 from strandline.callers import caller, warn
-from strandline.errors import Error, InvalidArgumentError, TimeoutError
+from strandline.errors import Error, InvalidArgumentError, TimeoutError, UnsupportedError
 from strandline.progress import Display, ProgressOption
 from strandline.restoring import assign
 
@@ -23,9 +23,6 @@ _Default = TypeVar("_Default")
 
 # How often a wait shows progress and looks for Ctrl-C.
 _SLICE_S = 0.1
-
-# More top-level keys than this are folded into one group of files, which is then not the model's.
-_GROUPS_MAX = 64
 
 
 class Outcome(str):
@@ -194,6 +191,7 @@ class Checkpointer:
         self._progress = progress
         self._saves: list[Save] = []  # Those that may still run or have warnings to issue.
         self._process = os.getpid()
+        self._close_called = False
         Display(progress, "")  # Fails now if progress cannot be shown.
         self._core = _core.Checkpointer(directory, options)
         _open.add(self)
@@ -226,8 +224,8 @@ class Checkpointer:
             extra_files=extra_files(state),
             allow_pickle=self._allow_pickle,
         )
-        self._saves.append(Save(core, self._progress, self._finish_wait_s))
-        save = self._saves[-1]
+        save = Save(core, self._progress, self._finish_wait_s)
+        self._saves.append(save)
         save._issue_warnings()
         return save
 
@@ -340,12 +338,25 @@ class Checkpointer:
     def close(self) -> None:
         """Finishes what is running, and releases the directory. Raises what went wrong and was not
         raised yet. Closing again does nothing."""
+        if self._close_called:
+            return
+        began = time.monotonic()
         try:
-            self._wait(self._finish_wait_s)
-            self._core.close()
+            finished = self._wait(self._finish_wait_s)
+            self._close_called = True
+            try:
+                self._core.close()
+            except TimeoutError:
+                if finished:  # A save that ended so.
+                    raise
+                raise TimeoutError(
+                    f"saves still ran {time.monotonic() - began:.1f} s after close() was called, "
+                    "and were given up: raise finish_wait_s, or save less often"
+                ) from None
+            finally:
+                _open.discard(self)
         finally:
             self._flush_warnings()
-        _open.discard(self)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -388,9 +399,15 @@ class Checkpointer:
         return True
 
     def _flush_warnings(self) -> None:
-        ended = [save for save in self._saves if save.outcome is not None]
-        self._saves = [save for save in self._saves if save not in ended]
-        for save in ended:
+        # Without a lock, since the handler of a signal may come here in the middle of this: of all
+        # who find a save that has ended, the one that takes it out of the list issues its warnings.
+        for save in list(self._saves):
+            if save.outcome is None:
+                continue
+            try:
+                self._saves.remove(save)
+            except ValueError:
+                continue
             save._issue_warnings()
 
 
@@ -424,13 +441,24 @@ def _left_alone(missing: list[str], unexpected: list[str]) -> list[str]:
 
 def extra_files(state: Any) -> dict[str, str]:
     """More files for a step's directory: the configuration of a Hugging Face model."""
-    if not isinstance(state, Mapping) or len(state) > _GROUPS_MAX:
+    if not isinstance(state, Mapping):
         return {}
-    model = state.get("model")
-    to_json_string = getattr(getattr(model, "config", None), "to_json_string", None)
-    if not callable(to_json_string) or not callable(getattr(model, "state_dict", None)):
-        return {}
-    return {"config.json": to_json_string()}
+    try:
+        model = state.get("model")
+        to_json_string = getattr(getattr(model, "config", None), "to_json_string", None)
+        if not callable(to_json_string) or not callable(getattr(model, "state_dict", None)):
+            return {}
+        text = to_json_string()
+        if not isinstance(text, str):
+            raise TypeError(f"it gives {type(text).__name__} instead of str")
+        text.encode()  # Lone surrogates cannot stand in a file.
+    except Exception as error:
+        raise UnsupportedError(
+            "cannot save 'model': the to_json_string() of its config, for config.json, failed with "
+            f"{type(error).__name__}: {error}",
+            key_path="model",
+        ) from error
+    return {"config.json": text}
 
 
 def _deadline(seconds: float | None, default: float) -> float:

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from helpers import writing_stopped
 
 import strandline
 
@@ -122,6 +124,64 @@ def test_a_save_that_ends_just_after_a_slice_of_a_wait_is_no_timeout(tmp_path):
             for step in range(40):
                 saves = [checkpointer.save(step, {"n": 1})] * 16
                 assert all(threads.map(wait_in_many_slices, saves))
+
+
+def test_a_close_that_gives_up_tells_after_how_long_and_waits_no_second_time(tmp_path):
+    checkpointer = strandline.Checkpointer(tmp_path, finish_wait_s=0.5)
+    checkpointer.save(1, {"n": 1}).wait_durable(60)
+    with writing_stopped():
+        checkpointer.save(2, {"n": 2})
+        began = time.monotonic()
+        with pytest.raises(strandline.TimeoutError, match="after close") as caught:
+            checkpointer.close()
+        waited_s = float(re.search(r"still ran ([0-9.]+) s", str(caught.value)).group(1))
+        assert 0.5 <= waited_s <= time.monotonic() - began + 0.1
+        assert checkpointer not in strandline.checkpointer._open  # Exit leaves it alone.
+        checkpointer.close()  # Has nothing to say again.
+    with pytest.raises(strandline.UnavailableError):
+        checkpointer.save(3, {"n": 3})
+
+
+def test_the_saves_that_may_still_warn_stay_one_list(tmp_path):
+    # Another thread's save() appends at any moment; to a list put aside it would be lost.
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        saves = checkpointer._saves
+        for step in (1, 2):
+            checkpointer.save(step, {"n": 1}).wait_durable(60)
+        checkpointer.wait_until_finished(60)
+        assert checkpointer._saves is saves
+        assert saves == []
+
+
+class Model:
+    """A model with the configuration of one of Hugging Face's."""
+
+    def __init__(self, to_json_string):
+        self.config = self
+        self.to_json_string = to_json_string
+
+    def state_dict(self):
+        return {"w": torch.ones(2)}
+
+
+def test_a_models_configuration_is_kept_however_many_keys_there_are(tmp_path):
+    state = {f"key {i}": i for i in range(100)}
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {**state, "model": Model(lambda: '{"n": 1}')})
+    assert (tmp_path / "step-00000001" / "config.json").read_text() == '{"n": 1}'
+
+
+def _fails():
+    raise LookupError("no configuration")
+
+
+@pytest.mark.parametrize("to_json_string", [_fails, lambda: b"{}", lambda: "\ud800"])
+def test_a_configuration_that_is_no_text_is_refused(tmp_path, to_json_string):
+    with pytest.raises(strandline.Error, match="to_json_string") as caught:
+        strandline.save(tmp_path / "one", {"model": Model(to_json_string)})
+    assert caught.value.key_path == "model"
+    assert isinstance(caught.value.__cause__, Exception)
+    assert not (tmp_path / "one").exists()
 
 
 def test_keys_choose_what_is_loaded(tmp_path):
