@@ -48,13 +48,22 @@ Result<CheckpointInfo> read_info(ReadableDirectory& directory) {
   return std::move(manifest.info);
 }
 
+Error steps_keep_vanishing(const Storage& storage) {
+  return Error{.code = ErrorCode::kIo,
+               .message = "steps keep vanishing while they are read in '" + storage.path() +
+                          "'; does something other than this job delete them?",
+               .path = storage.path()};
+}
+
 Result<Catalog> Catalog::read(Storage& storage) {
   std::set<std::string> vanished_before;
   for (int attempt = 1;; ++attempt) {
     std::set<std::string> vanished;
     STRANDLINE_ASSIGN_OR_RETURN(Catalog catalog, read_once(storage, vanished));
     // What is listed again and again, but not there, is no step, or one without a manifest.
-    if (vanished.empty() || vanished == vanished_before || attempt == kAttemptsMax) return catalog;
+    if (vanished.empty() || vanished == vanished_before) return catalog;
+    // Never an incomplete catalog: an empty one would make a job begin at 0.
+    if (attempt == kAttemptsMax) return failure(steps_keep_vanishing(storage));
     vanished_before = std::move(vanished);
   }
 }

@@ -15,7 +15,8 @@ namespace strandline::checkpoint {
 class Catalog {
  public:
   // Reads every step's manifest. A step that was moved aside while it was being replaced counts
-  // where the step itself is absent. Unreadable steps come first, then by sequence. Blocks.
+  // where the step itself is absent. Unreadable steps come first, then by sequence. Fails with kIo
+  // where steps vanish again and again while they are read. Blocks.
   [[nodiscard]] static Result<Catalog> read(Storage& storage);
 
   // Unreadable ones first, then oldest commit first.
@@ -42,5 +43,8 @@ class Catalog {
 
 // Reads only the manifest of an open step. `info.bytes` is the sum of all its files.
 [[nodiscard]] Result<CheckpointInfo> read_info(ReadableDirectory& directory);
+
+// What to say where steps vanish again and again while they are read.
+[[nodiscard]] Error steps_keep_vanishing(const Storage& storage);
 
 }  // namespace strandline::checkpoint

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "base/result_macros.h"
@@ -14,7 +16,15 @@ namespace {
 // mean that something else deletes steps.
 constexpr int kRestartsMax = 16;
 
-bool is_damage(ErrorCode code) { return code == ErrorCode::kCorrupt || code == ErrorCode::kIo; }
+// Whether the bytes of a step are at fault. Missing rights, descriptors or memory are not: an older
+// step in place of an intact one would lose work, and fail the same way if it did not.
+bool is_damage(const Error& error) {
+  if (error.code == ErrorCode::kCorrupt) return true;
+  if (error.code != ErrorCode::kIo) return false;
+  // What file systems answer where the medium, or what lies on it, is broken.
+  const int system = error.system_errno;
+  return system == EIO || system == EUCLEAN || system == EBADMSG || system == ESTALE;
+}
 
 // The outcome of one walk from the newest to the oldest.
 struct Walk {
@@ -72,6 +82,24 @@ std::vector<const StepEntry*> newest_first(const Catalog& catalog) {
   return order;
 }
 
+// Names the steps that are there, newest first; the others in number, where there are many.
+Error no_such_step(const Storage& storage, const Catalog& catalog, std::int64_t step) {
+  constexpr std::size_t kStepsNamedMax = 20;
+  std::vector<std::int64_t> steps;
+  for (const StepEntry* entry : newest_first(catalog)) steps.push_back(entry->step);
+  const std::size_t named = std::min(steps.size(), kStepsNamedMax);
+  std::string known = "there is none at all";
+  if (named > 0) {
+    known = fmt::format("it has, newest first: {}",
+                        fmt::join(steps.begin(), steps.begin() + static_cast<int>(named), ", "));
+    if (named < steps.size()) known += fmt::format(" and {} more", steps.size() - named);
+  }
+  return Error{.code = ErrorCode::kNotFound,
+               .message = fmt::format("there is no committed step {} in '{}'; {}", step,
+                                      storage.path(), known),
+               .path = storage.path()};
+}
+
 Result<Walk> walk(Storage& storage, const Catalog& catalog, std::optional<std::int64_t> step,
                   const std::function<Status(const Checkpoint&)>& use) {
   Walk walk;
@@ -82,7 +110,7 @@ Result<Walk> walk(Storage& storage, const Catalog& catalog, std::optional<std::i
       walk.used = std::move(*used);
       return walk;
     }
-    if (!is_damage(used.error().code)) {
+    if (!is_damage(used.error())) {
       Error error = std::move(used).error();
       for (const std::string& cause : walk.causes) error.message += "; " + cause;
       return failure(std::move(error));
@@ -105,10 +133,7 @@ Result<std::optional<Checkpoint>> use_newest(Storage& storage, std::optional<std
   for (int restart = 0; restart < kRestartsMax; ++restart) {
     STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(storage));
     if (step && catalog.find(*step) == nullptr) {
-      return failure(Error{
-          .code = ErrorCode::kNotFound,
-          .message = fmt::format("there is no committed step {} in '{}'", *step, storage.path()),
-          .path = storage.path()});
+      return failure(no_such_step(storage, catalog, *step));
     }
     if (catalog.entries().empty()) return std::nullopt;
     STRANDLINE_ASSIGN_OR_RETURN(Walk walked, walk(storage, catalog, step, use));
@@ -124,11 +149,7 @@ Result<std::optional<Checkpoint>> use_newest(Storage& storage, std::optional<std
                         catalog.entries().size(), storage.path(), fmt::join(walked.causes, "; ")),
         .path = storage.path()});
   }
-  return failure(Error{.code = ErrorCode::kIo,
-                       .message = fmt::format("steps in '{}' keep vanishing while they are read; "
-                                              "does somebody delete them?",
-                                              storage.path()),
-                       .path = storage.path()});
+  return failure(steps_keep_vanishing(storage));
 }
 
 }  // namespace strandline::checkpoint

@@ -427,5 +427,77 @@ TEST_F(RestoreDuring, StepsThatKeepVanishingAreAnErrorNotALoop) {
   EXPECT_THAT(must_fail(reader.restore(state)).message, HasSubstr("vanishing"));
 }
 
+TEST_F(RestoreDuring, StepsThatVanishAtEveryListingAreNeverTakenForNoCheckpoint) {
+  commit_steps(directory_.path(), {1});
+  const auto storage = testing::faulty_storage(directory_.path());
+  std::int64_t step = 1;
+  // Whatever was listed is gone when it is opened, and the next one is there.
+  storage->before_each_call([&](const auto& call) {
+    if (call.operation != "open") return;
+    const auto name = [](std::int64_t number) { return fmt::format("step-{:08}", number); };
+    if (call.name != name(step)) return;
+    std::filesystem::rename(directory_ / name(step), directory_ / name(step + 1));
+    ++step;
+  });
+  Checkpointer reader = must(Checkpointer::open(storage));
+  Job job(9);
+  StateDict state = job.state();
+  const auto restored = reader.restore(state);
+  ASSERT_FALSE(restored) << (*restored ? "a step" : "no checkpoint at all");
+  EXPECT_EQ(restored.error().code, ErrorCode::kIo);
+  EXPECT_THAT(restored.error().message, HasSubstr("keep vanishing while they are read"));
+  EXPECT_FALSE(reader.steps());
+}
+
+TEST_F(Restore, AStepThatCannotBeReadForWantOfRightsOrDescriptorsIsNotPassedOver) {
+  commit_steps(directory_.path(), {1, 2});
+  for (const int error : {EACCES, EMFILE, ENFILE, ENOMEM}) {
+    for (const char* operation : {"open", "read_at"}) {
+      const auto storage = testing::faulty_storage(directory_.path());
+      storage->before_each_call([&](const auto& call) {
+        if (call.operation == operation && call.name.starts_with("step-00000002")) {
+          storage->fail_call(call.number, error);
+        }
+      });
+      Checkpointer reader = must(Checkpointer::open(storage));
+      Job job(9);
+      StateDict state = job.state();
+      const Error refusal = must_fail(reader.restore(state));
+      EXPECT_EQ(refusal.code, ErrorCode::kIo) << operation << error;
+      EXPECT_EQ(refusal.system_errno, error) << operation << refusal.text();
+      EXPECT_THAT(refusal.message, HasSubstr("step-00000002"));
+    }
+  }
+}
+
+TEST_F(Restore, AStepThatTheDeviceCannotReadIsPassedOverWithAWarning) {
+  commit_steps(directory_.path(), {1, 2});
+  for (const int error : {EIO, EUCLEAN, EBADMSG, ESTALE}) {
+    const auto storage = testing::faulty_storage(directory_.path());
+    storage->before_each_call([&](const auto& call) {
+      if (call.operation == "read_at" && call.name.starts_with("step-00000002")) {
+        storage->fail_call(call.number, error);
+      }
+    });
+    Checkpointer reader = must(Checkpointer::open(storage));
+    Job job(9);
+    StateDict state = job.state();
+    const Restored restored = *must(reader.restore(state));
+    EXPECT_EQ(restored.step, 1) << error;
+    EXPECT_THAT(restored.warnings, ElementsAre(HasSubstr("step 2 was skipped")));
+  }
+}
+
+TEST_F(Restore, WhereAStepIsNotThereTheErrorNamesThoseThatAre) {
+  commit_steps(directory_.path(), {1, 7, 3});
+  Job job(9);
+  StateDict state = job.state();
+  RestoreOptions ninth;
+  ninth.step = 9;
+  const Error error = refused(state, ninth);
+  EXPECT_EQ(error.code, ErrorCode::kNotFound);
+  EXPECT_THAT(error.message, AllOf(HasSubstr("no committed step 9"), HasSubstr("3, 7, 1")));
+}
+
 }  // namespace
 }  // namespace strandline
