@@ -59,6 +59,9 @@ struct Damage {
   std::string file;
   std::string key_path;  ///< The tensor concerned, if one is.
   std::string message;
+  /// Not listed in the manifest, so that other programs might take it for a part of the checkpoint;
+  /// what the checkpoint itself holds is not affected.
+  bool unlisted = false;
 };
 
 /// Called now and then during long work with bytes done and bytes in all; false stops it, and the
@@ -102,8 +105,9 @@ class STRANDLINE_EXPORT Checkpoint {
                             const ProgressCallback& progress = nullptr,
                             std::size_t* done = nullptr) const;
 
-  /// Checks every byte of every file and returns what is damaged; empty means intact. Fails only
-  /// if it was stopped. Blocks.
+  /// Checks every byte of every file and returns what is damaged, and what lies in the directory
+  /// without being listed in the manifest; empty means intact. Fails only if it was stopped.
+  /// Blocks.
   [[nodiscard]] Result<std::vector<Damage>> verify(
       const ProgressCallback& progress = nullptr) const;
 

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -66,6 +67,7 @@ struct Checkpoint::Impl {
   [[nodiscard]] Status open_rank_file(const FileInfo& file, const std::string& content);
   [[nodiscard]] Status connect();
   [[nodiscard]] Status connect_tensor(std::uint32_t tensor);
+  void find_strangers(std::vector<Damage>& damages) const;
   [[nodiscard]] TensorSource source(std::uint32_t tensor) const;
   [[nodiscard]] Status read_one(const TensorRead& read, std::vector<std::byte>& buffer,
                                 bool& touched,
@@ -311,6 +313,26 @@ Status Checkpoint::read(std::span<const TensorRead> reads, const ProgressCallbac
   return {};
 }
 
+// Everything in the directory that the manifest does not list. Other programs might read it, and
+// take it for a part of the checkpoint.
+void Checkpoint::Impl::find_strangers(std::vector<Damage>& damages) const {
+  const Result<std::vector<std::string>> names = directory->list();
+  if (!names) {
+    damages.push_back({.file = {}, .key_path = {}, .message = names.error().message});
+    return;
+  }
+  std::set<std::string_view> known{format::kManifestName};
+  for (const FileInfo& file : manifest.info.files) known.insert(file.name);
+  for (const std::string& name : *names) {
+    if (!known.contains(name)) {
+      damages.push_back({.file = name,
+                         .key_path = {},
+                         .message = fmt::format("'{}' is not in the manifest", name),
+                         .unlisted = true});
+    }
+  }
+}
+
 Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress) const {
   std::vector<Damage> damages;
   std::uint64_t finished = 0;
@@ -321,6 +343,7 @@ Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress)
     damages.push_back({std::filesystem::path(again.error().path).filename().string(),
                        again.error().key_path, again.error().message});
   }
+  impl_->find_strangers(damages);
   std::uint64_t total = 0;
   for (const StoredTensor& stored : impl_->stored) total += stored.alias_of ? 0 : stored.bytes;
   for (std::uint32_t i = 0; i < impl_->stored.size(); ++i) {

@@ -272,6 +272,49 @@ TEST(Replacing, AStepThatCannotBeReadJustNowIsNotGivenUp) {
   EXPECT_EQ(content_of(must(load(directory / "step-00000001")).state), content_of(Job(1).state()));
 }
 
+TEST(Replacing, WhatIsNoCheckpointIsNeverReplacedNorDeleted) {
+  const TemporaryDirectory directory;
+  write_text(directory / "step-00000001", "precious");
+  std::filesystem::create_directories(directory / "step-00000002");
+  write_text(directory / "step-00000002/precious.txt", "precious");
+  std::filesystem::create_directory_symlink(directory / "nowhere", directory / "step-00000003");
+  Checkpointer checkpointer = must(Checkpointer::open(directory.path()));
+  Job job(4);
+  for (const std::int64_t step : {1, 2, 3}) {
+    for (const SaveOptions& options : {SaveOptions(), overwrite()}) {
+      const Error error = must_fail(checkpointer.save(step, job.state(), options));
+      EXPECT_EQ(error.code, ErrorCode::kAlreadyExists) << step;
+      EXPECT_THAT(error.message, HasSubstr("move it away")) << step;
+      EXPECT_THAT(error.message, HasSubstr(fmt::format("step-{:08}", step))) << step;
+    }
+  }
+  EXPECT_EQ(read_text(directory / "step-00000001"), "precious");
+  EXPECT_EQ(read_text(directory / "step-00000002/precious.txt"), "precious");
+  EXPECT_TRUE(std::filesystem::is_symlink(directory / "step-00000003"));
+  commit(checkpointer, 4);
+}
+
+TEST(Replacing, TheRemainsOfAStepAreReplaced) {
+  const TemporaryDirectory directory;
+  commit_steps(directory.path(), {1, 2});
+  std::filesystem::remove(directory / "step-00000001/manifest.json");
+  Checkpointer checkpointer = must(Checkpointer::open(directory.path()));
+  EXPECT_EQ(restore_newest(checkpointer), 2);
+  commit(checkpointer, 1);
+  EXPECT_THAT(must(must(Checkpoint::open(directory / "step-00000001")).verify()), IsEmpty());
+}
+
+TEST(Replacing, AnIntactAncestorIsNotReplacedForAFileThatSomebodyAdded) {
+  const TemporaryDirectory directory;
+  commit_steps(directory.path(), {1, 2});
+  write_text(directory / "step-00000001/notes.txt", "precious");
+  Checkpointer checkpointer = must(Checkpointer::open(directory.path()));
+  EXPECT_EQ(restore_newest(checkpointer), 2);
+  Job job(3);
+  EXPECT_EQ(must_fail(checkpointer.save(1, job.state())).code, ErrorCode::kAlreadyExists);
+  EXPECT_EQ(read_text(directory / "step-00000001/notes.txt"), "precious");
+}
+
 TEST(Leftovers, WhatADeadRunPlantedNeverReachesACommit) {
   const TemporaryDirectory directory;
   Checkpointer checkpointer = must(Checkpointer::open(directory.path()));

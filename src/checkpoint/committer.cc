@@ -23,7 +23,9 @@
 // descends from and intact. A damaged step, or one of an abandoned branch, is replaced and the
 // caller told. `overwrite` replaces whatever is there. A step that cannot be read just now, or was
 // written by a newer version, is neither: it is kept, and the save is refused with the cause. The
-// same holds when becoming the writer, since the next sequence must be above all that exist.
+// same holds for what is no checkpoint at all, whatever was asked for: a file, or a directory
+// without a manifest that holds anything but what saves write, is somebody else's. And the same
+// holds when becoming the writer, since the next sequence must be above all that exist.
 
 #include "checkpoint/committer.h"
 
@@ -180,6 +182,49 @@ Error unknown_step(const StepEntry& entry) {
                .system_errno = entry.error->system_errno};
 }
 
+// Whether a save may have written a file of this name.
+bool may_be_ours(const std::string& name) {
+  return name.ends_with(".safetensors") || name.ends_with(".index.json") ||
+         (name.starts_with("rank-") && name.ends_with(".json"));
+}
+
+// Whatever stands at `name` is a checkpoint, or the remains of one.
+Status check_not_foreign(Storage& storage, const std::string& name) {
+  const std::string where = storage.path() + "/" + name;
+  const auto refuse = [&](const std::string& why) {
+    return failure(Error{.code = ErrorCode::kAlreadyExists,
+                         .message = fmt::format("'{}' is in the way of this save: {}; move it "
+                                                "away, or save another step",
+                                                where, why),
+                         .path = where});
+  };
+  auto directory = storage.open(name);
+  if (!directory && directory.error().code == ErrorCode::kNotFound) {
+    return refuse("it is not a directory");
+  }
+  STRANDLINE_RETURN_IF_ERROR(directory);
+  const Result<std::uint64_t> manifest = (*directory)->file_bytes(format::kManifestName);
+  if (manifest || manifest.error().code != ErrorCode::kNotFound) return {};
+  STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, (*directory)->list());
+  const auto foreign = std::find_if_not(names.begin(), names.end(), may_be_ours);
+  if (foreign == names.end()) return {};
+  return refuse(fmt::format("it has no manifest, but '{}', which no save has written", *foreign));
+}
+
+// What is damaged about a step, the data included; nothing if it is intact.
+Result<std::optional<std::string>> damage_of(Storage& storage, const std::string& name) {
+  STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(name));
+  const Result<Checkpoint> checkpoint = Checkpoint::open(std::move(directory));
+  if (!checkpoint) return checkpoint.error().text();
+  const Result<std::vector<Damage>> damages = checkpoint->verify();
+  if (!damages) return std::nullopt;
+  // A file that was added later is no reason to delete a step.
+  const auto damage = std::find_if_not(damages->begin(), damages->end(),
+                                       [](const Damage& found) { return found.unlisted; });
+  if (damage == damages->end()) return std::nullopt;
+  return damage->message;
+}
+
 Status read_back(Storage& storage, const std::string& partial_name, bool verify_data) {
   STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(partial_name));
   STRANDLINE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(std::move(directory)));
@@ -269,9 +314,12 @@ Status Committer::become_writer() {
 
 Result<std::optional<std::string>> Committer::check_existing(std::int64_t step, bool overwrite) {
   // Names first: reading every manifest at each save would cost more with every step kept.
-  if (overwrite) return std::nullopt;
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage_->list());
   const std::string final_name = format::step_directory_name(step);
+  if (std::binary_search(names.begin(), names.end(), final_name)) {
+    STRANDLINE_RETURN_IF_ERROR(check_not_foreign(*storage_, final_name));
+  }
+  if (overwrite) return std::nullopt;
   const bool taken = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
     return format::parse_directory_name(name).final_name == final_name;
   });
@@ -293,12 +341,10 @@ Result<std::optional<std::string>> Committer::check_existing(std::int64_t step, 
         step, where);
   }
   if (!own) {
-    STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage_->open(existing->name));
-    const Result<Checkpoint> checkpoint = Checkpoint::open(std::move(directory));
-    const auto damages = checkpoint ? checkpoint->verify() : std::vector<Damage>{{}};
-    if (damages && !damages->empty()) {
-      return fmt::format("step {} ('{}') is damaged and is replaced: {}", step, where,
-                         checkpoint ? damages->front().message : checkpoint.error().text());
+    STRANDLINE_ASSIGN_OR_RETURN(const std::optional<std::string> damage,
+                                damage_of(*storage_, existing->name));
+    if (damage) {
+      return fmt::format("step {} ('{}') is damaged and is replaced: {}", step, where, *damage);
     }
   }
   return failure(Error{.code = ErrorCode::kAlreadyExists,

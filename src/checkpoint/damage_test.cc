@@ -122,6 +122,22 @@ TEST_F(Damaged, WithoutItsManifestAStepIsNoCheckpoint) {
   EXPECT_THAT(error.message, HasSubstr("step-00000001"));
 }
 
+TEST_F(Damaged, WhatTheManifestDoesNotListIsReportedByVerify) {
+  write_text(step_ / "model.safetensors", "planted");
+  write_text(step_ / ".hidden", "planted");
+  std::filesystem::create_directory(step_ / "folder");
+  const std::vector<Damage> damages = must(must(Checkpoint::open(step_)).verify());
+  ASSERT_EQ(damages.size(), 3u);
+  std::set<std::string> files;
+  for (const Damage& damage : damages) {
+    files.insert(damage.file);
+    EXPECT_THAT(damage.message, HasSubstr("not in the manifest"));
+  }
+  EXPECT_EQ(files, (std::set<std::string>{".hidden", "folder", "model.safetensors"}));
+  for (const std::string& file : files) std::filesystem::remove(step_ / file);
+  expect_intact();
+}
+
 TEST_F(Damaged, LinksInAStepAreNotFollowed) {
   for (const std::string& name : testing::names_in(step_)) {
     std::filesystem::rename(step_ / name, directory_ / "elsewhere");

@@ -281,6 +281,16 @@ TEST_F(Restore, VerifyFirstChangesNothingWhenThereIsDamage) {
   EXPECT_EQ(content_of(state), content_of(Job(9).state()));
 }
 
+TEST_F(Restore, VerifyFirstDoesNotFallBackForAFileThatSomebodyAdded) {
+  commit_steps(directory_.path(), {1, 2});
+  write_text(directory_ / "step-00000002/notes.txt", "added later");
+  Job job(9);
+  StateDict state = job.state();
+  RestoreOptions options;
+  options.verify_first = true;
+  EXPECT_EQ(must(open().restore(state, options))->step, 2);
+}
+
 TEST_F(Restore, WhenAnOlderStepDoesNotFitTheDamageOfTheNewerOneIsToldToo) {
   std::vector<float> a(4, 1);
   save_state(directory_.path(), 1, StateDict{{"something", TensorView::of(a)}});

@@ -132,11 +132,14 @@ class Attempt {
     if (!options_.verify_first) return {};
     STRANDLINE_ASSIGN_OR_RETURN(const std::vector<Damage> damages,
                                 checkpoint_.verify(options_.progress));
-    if (damages.empty()) return {};
+    // A file that was added later is never read, and no reason to fall back to an older step.
+    const auto damage = std::find_if_not(damages.begin(), damages.end(),
+                                         [](const Damage& found) { return found.unlisted; });
+    if (damage == damages.end()) return {};
     return failure(Error{.code = ErrorCode::kCorrupt,
-                         .message = damages.front().message,
-                         .key_path = damages.front().key_path,
-                         .path = damages.front().file});
+                         .message = damage->message,
+                         .key_path = damage->key_path,
+                         .path = damage->file});
   }
 
   [[nodiscard]] Status read() {

@@ -432,6 +432,14 @@ TEST_F(Cli, VerifyOfEveryFileFindsAFlippedByte) {
   EXPECT_EQ(strandline_tool({"verify", step_path(100).string()}).exit_code, kFine);
 }
 
+TEST_F(Cli, VerifyReportsWhatTheManifestDoesNotList) {
+  save(100);
+  write_content(step_path(100) / "model.safetensors", "planted");
+  const auto result = strandline_tool({"verify", path()});
+  EXPECT_EQ(result.exit_code, kDamaged);
+  EXPECT_THAT(result.out, HasSubstr("'model.safetensors' is not in the manifest"));
+}
+
 TEST_F(Cli, VerifyReadsTheNewestUnlessToldOtherwise) {
   save(100);
   save(200);
