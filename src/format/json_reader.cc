@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/json_engine.h"
 #include "format/json_text.h"
 
 namespace strandline::format {
@@ -62,6 +63,7 @@ bool is_plain_word(std::string_view name) {
 
 Result<JsonDocument> JsonDocument::parse(std::string_view name, std::string_view text,
                                          std::uint32_t depth_max) {
+  base::choose_json_engine();
   auto parser = std::make_unique<simdjson::dom::parser>();
   simdjson::dom::element root;
   simdjson::error_code error = parser->allocate(text.size(), depth_max + kSimdjsonExtraDepth);

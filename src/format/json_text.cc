@@ -5,9 +5,12 @@
 
 #include <iterator>
 
+#include "base/json_engine.h"
+
 namespace strandline::format {
 
 bool is_valid_utf8(std::string_view text) {
+  base::choose_json_engine();
   return simdjson::validate_utf8(text.data(), text.size());
 }
 

@@ -31,6 +31,7 @@
 #include <span>
 #include <utility>
 
+#include "base/json_engine.h"
 #include "base/result_macros.h"
 #include "storage/posix_calls.h"
 #include "storage/process_lock.h"
@@ -103,6 +104,7 @@ std::optional<Holder> read_holder(int root) {
   if (bytes <= 0) return std::nullopt;
   text.resize(static_cast<std::size_t>(bytes));
 
+  base::choose_json_engine();
   simdjson::dom::parser parser;
   simdjson::dom::element line;
   std::string_view host;

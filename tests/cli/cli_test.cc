@@ -392,6 +392,14 @@ TEST_F(Cli, InspectKeepsUncommonValuesApartInJson) {
   EXPECT_EQ(text_at(document, "/values/5/value"), "torch.dtype('float32')");
 }
 
+// The JSON parser would obey a variable of its own; the library reads none.
+TEST_F(Cli, TheEnvironmentDoesNotChooseHowManifestsAreRead) {
+  save(100);
+  const auto result = run_process({"/usr/bin/env", "SIMDJSON_FORCE_IMPLEMENTATION=bogus",
+                                   STRANDLINE_BINARY_DIR "/strandline", "verify", path()});
+  EXPECT_EQ(result.exit_code, kFine) << result.out << result.err;
+}
+
 // ---- verify ----
 
 TEST_F(Cli, VerifyOfAnIntactCheckpointSaysSo) {
