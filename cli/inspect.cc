@@ -24,14 +24,13 @@ struct Opened {
   ExitCode code = ExitCode::kFine;  // What was found on the way to it.
 };
 
-// The newest step that opens; newer ones that do not are complained about. Steps whose manifest is
-// unreadable come first in the list, so they are tried when nothing else is left.
+// The newest step that opens; newer ones that do not are complained about.
 Result<Opened> open_newest(const std::filesystem::path& directory) {
   auto steps = find_steps(directory);
   if (!steps) return failure(steps.error());
   ExitCode code = ExitCode::kFine;
   Error error;
-  for (auto entry = steps->rbegin(); entry != steps->rend(); ++entry) {
+  for (const StepEntry* entry : newest_first(*steps)) {
     const std::filesystem::path path = directory / entry->name;
     auto checkpoint = Checkpoint::open(path);
     if (checkpoint) return Opened{std::move(*checkpoint), path, code};

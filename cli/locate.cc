@@ -51,6 +51,27 @@ Result<StepEntry> find_step(const std::filesystem::path& directory, std::int64_t
                        .path = directory.string()});
 }
 
+std::vector<const StepEntry*> newest_first(const std::vector<StepEntry>& steps) {
+  std::vector<const StepEntry*> order;
+  std::vector<const StepEntry*> unreadable;  // The highest step last.
+  for (const StepEntry& entry : steps) {
+    if (!entry.info) unreadable.push_back(&entry);
+  }
+  const auto take_unreadable_above = [&](std::int64_t step) {
+    while (!unreadable.empty() && unreadable.back()->step > step) {
+      order.push_back(unreadable.back());
+      unreadable.pop_back();
+    }
+  };
+  for (auto entry = steps.rbegin(); entry != steps.rend(); ++entry) {
+    if (!entry->info) continue;
+    take_unreadable_above(entry->step);
+    order.push_back(&*entry);
+  }
+  take_unreadable_above(-1);
+  return order;
+}
+
 Error error_of_step(Error error) {
   if (error.code == ErrorCode::kNotFound) error.code = ErrorCode::kCorrupt;
   return error;

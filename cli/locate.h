@@ -22,6 +22,11 @@ namespace strandline::cli {
 [[nodiscard]] Result<StepEntry> find_step(const std::filesystem::path& directory,
                                           std::int64_t step);
 
+// The order in which a restore tries steps: readable ones newest commit first; each unreadable one,
+// whose commit is unknown, before the first readable one of a lower step. REQUIRES: as find_steps()
+// gives them. The result points into `steps`.
+[[nodiscard]] std::vector<const StepEntry*> newest_first(const std::vector<StepEntry>& steps);
+
 // The error of a step that is known to exist, as the tool reports it: what is missing in a
 // committed step is damage.
 [[nodiscard]] Error error_of_step(Error error);

@@ -370,6 +370,19 @@ TEST_F(Cli, InspectOfADirectoryTakesTheNewestGoodStepAndNamesWhatItSkipped) {
   EXPECT_THAT(result.err, HasSubstr("skipped step 100"));
 }
 
+TEST_F(Cli, InspectOfADirectoryComplainsAboutANewerStepWithoutAReadableManifest) {
+  save(100);
+  save(200);
+  save(300);
+  write_content(step_path(100) / "manifest.json", "{}");
+  write_content(step_path(300) / "manifest.json", "{}");
+  const auto result = strandline_tool({"inspect", path(), "--json"});
+  EXPECT_EQ(result.exit_code, kDamaged);
+  EXPECT_EQ(number_at(json(result.out), "/step"), 200);
+  EXPECT_THAT(result.err, HasSubstr("skipped step 300"));
+  EXPECT_THAT(result.err, Not(HasSubstr("step 100")));  // Older than the one shown.
+}
+
 // Numbers that JSON cannot hold, and what only an adapter understands, are still told apart.
 TEST_F(Cli, InspectKeepsUncommonValuesApartInJson) {
   save(1, {{"none", Value::None{}},
