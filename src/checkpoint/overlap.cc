@@ -3,11 +3,14 @@
 // A model with tied weights restores two names into the same bytes. That is right as long as both
 // names were saved with the same values, and silently wrong otherwise: the last one read would win.
 //
-// Destinations are sorted by address and cut into clusters of overlapping ranges. A cluster whose
-// members are the same view, saved as the same bytes (an alias, or equal digests), is settled. Any
-// other is tried out: every member is read into a scratch image of the cluster, then gathered back;
-// a member that does not come back as it was saved was overwritten by another one with different
-// values. This is exact for any strides, and only rare states pay for it.
+// Destinations are sorted by address and cut into clusters of overlapping ranges. Two kinds are
+// settled by looking at places alone: members that are the same view, saved as the same bytes (an
+// alias, or equal digests); and members without gaps that lie to each other in memory as they lie
+// in one file, such as a flat buffer and the parameters that are views of it, so that each shared
+// byte comes from one byte of the file. Any other is tried out: every member is read into a scratch
+// image of the cluster, then gathered back; a member that does not come back as it was saved was
+// overwritten by another one with different values. This is exact for any strides, and only rare
+// states pay for it.
 
 #include "checkpoint/overlap.h"
 
@@ -15,6 +18,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include "base/result_macros.h"
 #include "device/host_device.h"
@@ -26,6 +31,19 @@ struct Member {
   std::size_t read = 0;  // Index into the reads.
   const std::byte* begin = nullptr;
   const std::byte* end = nullptr;
+};
+
+// Memory of the size that a state asks for; false if there is none.
+class Scratch {
+ public:
+  explicit Scratch(std::uint64_t bytes)
+      : memory_(new (std::nothrow) std::byte[bytes]), bytes_(bytes) {}
+  explicit operator bool() const { return memory_ != nullptr; }
+  [[nodiscard]] std::span<std::byte> bytes() const { return {memory_.get(), bytes_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> memory_;
+  std::uint64_t bytes_;
 };
 
 class OverlapCheck {
@@ -80,9 +98,22 @@ class OverlapCheck {
     });
   }
 
+  // Whether memory is a copy of a stretch of one file, whoever reads it.
+  [[nodiscard]] bool laid_out_as_saved(std::span<const Member> cluster) const {
+    const StoredTensor& first = checkpoint_.stored()[reads_[cluster.front().read].tensor];
+    return std::all_of(cluster.begin(), cluster.end(), [&](const Member& member) {
+      const TensorView& view = reads_[member.read].destination;
+      const StoredTensor& stored = checkpoint_.stored()[reads_[member.read].tensor];
+      // Members are sorted by address; a place before the first one wraps around and differs.
+      const auto distance = static_cast<std::uint64_t>(member.begin - cluster.front().begin);
+      return view.is_row_major() && !view.conjugate && !view.negative &&
+             stored.file == first.file && stored.file_offset - first.file_offset == distance;
+    });
+  }
+
   // The member's view, moved from the destination into `image`.
   [[nodiscard]] TensorView moved(const Member& member, const std::byte* begin,
-                                 std::vector<std::byte>& image) const {
+                                 std::span<std::byte> image) const {
     TensorView view = reads_[member.read].destination;
     view.data = image.data() + (view.data - begin);
     view.storage_base = image.data();
@@ -91,9 +122,12 @@ class OverlapCheck {
   }
 
   [[nodiscard]] Status check_cluster(std::span<const Member> cluster, const std::byte* end) {
-    if (settled(cluster)) return {};
+    if (settled(cluster) || laid_out_as_saved(cluster)) return {};
     const std::byte* begin = cluster.front().begin;
-    std::vector<std::byte> image(static_cast<std::size_t>(end - begin));
+    const auto bytes = static_cast<std::uint64_t>(end - begin);
+    const Scratch scratch(bytes);
+    if (!scratch) return no_memory(reads_[cluster.front().read].tensor, bytes);
+    const std::span<std::byte> image = scratch.bytes();
     std::vector<TensorRead> into_image;
     for (const Member& member : cluster) {
       into_image.push_back({reads_[member.read].tensor, moved(member, begin, image)});
@@ -109,18 +143,31 @@ class OverlapCheck {
   // Whether the image still gives what was saved for one member.
   [[nodiscard]] Result<bool> survived(const TensorRead& member) const {
     const std::uint64_t bytes = member.destination.byte_count();
-    std::vector<std::byte> saved(bytes);
-    std::vector<std::byte> image(bytes);
-    const TensorRead again{
-        member.tensor,
-        TensorView::row_major(saved.data(), member.destination.dtype, member.destination.shape)};
+    const Scratch saved(bytes);
+    const Scratch image(bytes);
+    if (!saved || !image) return no_memory(member.tensor, 2 * bytes);
+    const TensorRead again{member.tensor,
+                           TensorView::row_major(saved.bytes().data(), member.destination.dtype,
+                                                 member.destination.shape)};
     STRANDLINE_RETURN_IF_ERROR(checkpoint_.read({&again, 1}));
     Status gathered;
     device::HostDevice host;
-    host.copy_to_host_async(member.destination, 0, image,
+    host.copy_to_host_async(member.destination, 0, image.bytes(),
                             [&](Status status) { gathered = std::move(status); });
     STRANDLINE_RETURN_IF_ERROR(gathered);
-    return std::memcmp(saved.data(), image.data(), bytes) == 0;
+    return std::memcmp(saved.bytes().data(), image.bytes().data(), bytes) == 0;
+  }
+
+  [[nodiscard]] tl::unexpected<Error> no_memory(std::uint32_t tensor, std::uint64_t bytes) const {
+    const Structure& structure = checkpoint_.tree().structure();
+    const std::string name = structure.path_text(structure.tensors()[tensor].node);
+    return failure(Error{
+        .code = ErrorCode::kMemoryLimit,
+        .message = fmt::format("'{}' shares memory with other tensors of the state, and there "
+                               "is no room for the {} bytes that checking them takes: free "
+                               "memory, or restore into tensors that share none",
+                               name, bytes),
+        .key_path = name});
   }
 
   [[nodiscard]] Status conflict(std::span<const Member> cluster, std::size_t loser) const {

@@ -218,6 +218,53 @@ TEST_F(Restore, SharedDestinationsThatWereSavedAlikeAreAccepted) {
   EXPECT_EQ(into, a);
 }
 
+TEST_F(Restore, AFlatBufferAndItsViewsAreReadOnceEach) {
+  std::vector<float> flat(64);
+  for (std::size_t i = 0; i < flat.size(); ++i) flat[i] = static_cast<float>(i);
+  const auto state_of = [](std::vector<float>& all, std::span<float> low, std::span<float> high) {
+    return StateDict{{"m", StateDict{{"high", TensorView::of(high, {4, 6})},
+                                     {"flat", TensorView::of(all)},
+                                     {"low", TensorView::of(low)}}}};
+  };
+  const std::span<float> all(flat);
+  save_state(directory_.path(), 1, state_of(flat, all.subspan(0, 40), all.subspan(40, 24)));
+  const auto reads = [this](StateDict state) {
+    const auto storage = testing::faulty_storage(directory_.path());
+    Checkpointer reader = must(Checkpointer::open(storage));
+    EXPECT_TRUE(must(reader.restore(state)));
+    std::size_t count = 0;
+    for (const auto& call : storage->log()) count += call.operation == "read_at" ? 1 : 0;
+    return count;
+  };
+  std::vector<float> apart(64), low(40), high(24);
+  const std::size_t without_sharing = reads(state_of(apart, low, high));
+  std::vector<float> into(64, -1);
+  const std::span<float> views(into);
+  EXPECT_EQ(reads(state_of(into, views.subspan(0, 40), views.subspan(40, 24))), without_sharing);
+  EXPECT_EQ(into, flat);
+  // The same views in other places are a conflict.
+  StateDict moved = state_of(into, views.subspan(1, 40), views.subspan(40, 24));
+  EXPECT_EQ(refused(moved).code, ErrorCode::kMismatch);
+}
+
+TEST_F(Restore, WhereSharedMemoryIsTooLargeToBeCheckedTheErrorSaysSo) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer ends the process where memory is refused";
+#endif
+  std::vector<float> a(2, 1), b(2, 1);
+  save_state(directory_.path(), 1, StateDict{{"x", TensorView::of(a)}, {"y", TensorView::of(b)}});
+  std::vector<float> memory(2, -1);
+  // No machine has so much; nothing of it is touched.
+  TensorView vast = TensorView::of(memory);
+  vast.strides_bytes = {std::int64_t{1} << 61};
+  vast.storage_bytes = (std::uint64_t{1} << 61) + sizeof(float);
+  StateDict state{{"x", vast}, {"y", TensorView::of(memory)}};
+  Checkpointer checkpointer = open();
+  const Error error = must_fail(checkpointer.restore(state));
+  EXPECT_EQ(error.code, ErrorCode::kMemoryLimit);
+  EXPECT_THAT(error.message, AllOf(HasSubstr("share"), HasSubstr("free memory")));
+}
+
 TEST_F(Restore, OnDamageTheNextOlderStepIsTakenWithAWarning) {
   commit_steps(directory_.path(), {1, 2, 3});
   flip_last_byte(directory_ / "step-00000003" / kStateShard);
