@@ -165,14 +165,6 @@ std::string partial_directory_name(std::string_view final_name, std::string_view
   return fmt::format(".{}.{}{}", final_name, kPartialMark, run);
 }
 
-std::string replaced_directory_name(std::string_view final_name, std::string_view id) {
-  return fmt::format(".{}.{}{}", final_name, kReplacedMark, id);
-}
-
-std::string deleting_directory_name(std::string_view final_name) {
-  return fmt::format(".{}.{}", final_name, kDeletingMark);
-}
-
 DirectoryName parse_directory_name(std::string_view name) {
   if (parse_step_directory_name(name)) {
     return {.kind = DirectoryName::Kind::kStep, .final_name = std::string(name), .id = {}};

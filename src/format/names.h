@@ -15,12 +15,10 @@ namespace strandline::format {
 [[nodiscard]] std::string step_directory_name(std::int64_t step);
 [[nodiscard]] std::optional<std::int64_t> parse_step_directory_name(std::string_view name);
 
-// ".<final>.partial-<run>": being written. ".<final>.replaced-<run>": moved aside by a storage that
-// cannot exchange two directories. ".<final>.deleting": being removed. <final> is a step's
-// directory name, or any name given to save(path).
+// ".<final>.partial-<run>": being written. <final> is a step's directory name, or any name given to
+// save(path). The storage makes two more: ".<final>.replaced-<id>", moved aside where it cannot
+// exchange two directories, and ".<final>.deleting", being removed.
 [[nodiscard]] std::string partial_directory_name(std::string_view final_name, std::string_view run);
-[[nodiscard]] std::string replaced_directory_name(std::string_view final_name, std::string_view id);
-[[nodiscard]] std::string deleting_directory_name(std::string_view final_name);
 
 // What a name at the top of a storage is.
 struct DirectoryName {

@@ -59,8 +59,8 @@ TEST(DirectoryNames, SayWhatTheyAre) {
        {step, std::string("model.ckpt"), std::string("x"), std::string(".hidden"),
         std::string("a.deleting"), std::string(".a.partial-1"), std::string("b.replaced-2.")}) {
     check(partial_directory_name(final_name, "7f3a"), Kind::kPartial, final_name, "7f3a");
-    check(replaced_directory_name(final_name, "7f3a"), Kind::kReplaced, final_name, "7f3a");
-    check(deleting_directory_name(final_name), Kind::kDeleting, final_name, "");
+    check("." + final_name + ".replaced-7f3a", Kind::kReplaced, final_name, "7f3a");
+    check("." + final_name + ".deleting", Kind::kDeleting, final_name, "");
   }
   for (const std::string name :
        {"", ".", "..", "...", ".lock", "step-1", "x.partial-7f3a", ".x.partial-", ".x.partial",

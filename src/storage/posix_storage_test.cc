@@ -25,6 +25,7 @@
 #include <thread>
 #include <vector>
 
+#include "format/names.h"
 #include "storage/posix_directory.h"
 #include "testing/child_process.h"
 #include "testing/temporary_directory.h"
@@ -310,6 +311,9 @@ TEST_F(PosixStorageTest, AReplacedStepIsNamedAsReadersExpectWhileItIsAside) {
   ASSERT_TRUE(publish(*open(witness.calls()), "step-00000001", "new", Publish::kReplace));
   EXPECT_THAT(names(),
               ElementsAre(MatchesRegex("\\.step-00000001\\.replaced-[0-9a-f]+"), "step-00000001"));
+  const auto parsed = format::parse_directory_name(names().front());
+  EXPECT_EQ(parsed.kind, format::DirectoryName::Kind::kReplaced);
+  EXPECT_EQ(parsed.final_name, "step-00000001");
 }
 
 TEST_F(PosixStorageTest, ADirectoryOfAnotherStorageIsNotPublished) {
@@ -393,6 +397,9 @@ TEST_F(PosixStorageTest, AStepGoesOutOfSightBeforeItsFilesGo) {
   std::filesystem::create_directories(deep);
   EXPECT_FALSE(storage->remove("s"));
   EXPECT_THAT(names(), ElementsAre(".s.deleting"));
+  const auto parsed = format::parse_directory_name(names().front());
+  EXPECT_EQ(parsed.kind, format::DirectoryName::Kind::kDeleting);
+  EXPECT_EQ(parsed.final_name, "s");
 }
 
 TEST_F(PosixStorageTest, AStepIsNeverTakenForALeftover) {
