@@ -103,7 +103,7 @@ struct RestoreOptions {
   std::vector<std::uint32_t> objects = {};
   /// Asked on the calling thread about the checkpoint that is about to be read, when all else has
   /// been checked and before anything is changed. If it fails, restore() fails with that error;
-  /// with kCorrupt or kIo it goes on to the next older checkpoint, as on any damage.
+  /// with kCorrupt it goes on to the next older checkpoint, as on any damage.
   std::function<Status(const Checkpoint& checkpoint)> accept = {};
   /// Where saved tensors go that have no destination; the engine's own memory if null.
   Allocator allocate = {};
