@@ -33,11 +33,15 @@ namespace strandline::inline v0 {
 
 /// What save() does when staging memory is taken by earlier saves.
 enum class MemoryPolicy : std::uint8_t {
-  kWait,  ///< Wait for them, at most `memory_wait`; then the save fails with kTimeout.
+  /// Wait for them, at most `memory_wait`; then the outcome is failed(kTimeout), as of a save that
+  /// failed in the background.
+  kWait,
   kSkip,  ///< Skip this save; its outcome says so.
 };
 
-/// What save() does about an earlier save that failed in the background.
+/// What save() does about an earlier save that failed in the background. An error that
+/// wait_durable() has given counts as handled: it is neither warned of, nor raised, nor one in a
+/// row.
 enum class ErrorPolicy : std::uint8_t {
   kWarn,   ///< Warn in the next save; fail at the third failure in a row, and in close().
   kRaise,  ///< Fail the next save() with the earlier error, and save nothing in that call.
@@ -147,7 +151,9 @@ class STRANDLINE_EXPORT Checkpointer {
   /// `step` means steps completed; >= 0. Fails, saving nothing, with kInvalidArgument or
   /// kUnsupported (a tensor that cannot be saved, with its key path), kAlreadyExists (committed
   /// already), kUnavailable (closed, another writer, or `interrupted`), kIo, kMemoryLimit,
-  /// kTimeout, or an earlier save's error (see ErrorPolicy).
+  /// kTimeout (a device, or another thread's save()), or an earlier save's error (see ErrorPolicy).
+  /// What goes wrong in the background never fails this call, even if it happens while the call
+  /// still copies: the handle's outcome tells.
   [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
                                   const SaveOptions& options = {});
 

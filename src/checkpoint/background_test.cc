@@ -177,6 +177,24 @@ TEST_F(Background, AFailureIsWarnedOfOnceWhateverBecomesOfLaterOnes) {
   EXPECT_THAT(must_fail(checkpointer.close()).message, HasSubstr("step 2"));
 }
 
+TEST_F(Background, AFailureThatWaitDurableRaisedIsNotOneInARow) {
+  Checkpointer checkpointer = open();
+  Job job(1);
+  must(save_durably(checkpointer, 1, job));
+  for (const std::int64_t step : {2, 3, 4, 5}) {
+    storage_->fail_operation("sync", 1, EIO);
+    const Save save = must(checkpointer.save(step, job.state()));
+    must(checkpointer.wait_until_finished(kPatience));
+    if (step != 3) {
+      EXPECT_FALSE(save.wait_durable(kAtOnce));
+    }
+    storage_->clear_faults();
+  }
+  const Save next = must(checkpointer.save(6, job.state()));
+  EXPECT_THAT(next.warnings(), IsEmpty());  // Step 3 was warned of by step 4.
+  EXPECT_THAT(must_fail(checkpointer.close()).message, HasSubstr("step 3"));
+}
+
 TEST_F(Background, TheThirdFailureInARowIsRaisedOnceAndThenTheCountStartsAgain) {
   Checkpointer checkpointer = open();
   Job job(1);
@@ -242,7 +260,7 @@ TEST_F(Background, FourSavesMayBeInFlightAndTheFifthWaitsUntilItsDeadline) {
     saves.push_back(must(checkpointer.save(step, job.state())));
   }
   wait_until_held();
-  const Error error = must_fail(checkpointer.save(5, job.state()));
+  const Error error = must_fail(must(checkpointer.save(5, job.state())).wait_durable(kAtOnce));
   EXPECT_EQ(error.code, ErrorCode::kTimeout);
   EXPECT_THAT(error.message, HasSubstr("4 earlier saves"));
   let_go();
@@ -319,7 +337,7 @@ TEST_F(Background, WithSkipASaveThatFindsStagingMemoryTakenIsSkipped) {
   must(checkpointer.close());
 }
 
-TEST_F(Background, WithWaitASaveThatFindsStagingMemoryTakenTimesOutAndTheNextOneSaves) {
+TEST_F(Background, WithWaitASaveThatFindsNoMemoryFailsLikeOneInTheBackground) {
   CheckpointerOptions options;
   options.memory_wait = std::chrono::milliseconds(200);
   options.host_bytes_max = 3 * kMiB;
@@ -329,11 +347,21 @@ TEST_F(Background, WithWaitASaveThatFindsStagingMemoryTakenTimesOutAndTheNextOne
   hold_at("begin");
   const Save first = must(checkpointer.save(1, state));
   wait_until_held();
-  EXPECT_EQ(must_fail(checkpointer.save(2, state)).code, ErrorCode::kTimeout);
+  for (const std::int64_t step : {2, 3, 4}) {
+    const Save late = must(checkpointer.save(step, state));
+    ASSERT_TRUE(late.outcome());
+    EXPECT_EQ(late.outcome()->kind, Outcome::Kind::kFailed);
+    EXPECT_EQ(late.outcome()->cause->code, ErrorCode::kTimeout);
+    EXPECT_EQ(must_fail(late.wait_staged(kAtOnce)).code, ErrorCode::kTimeout);
+    EXPECT_EQ(late.warnings().size(), step == 2 ? 0u : 1u);
+  }
+  EXPECT_THAT(must_fail(checkpointer.save(5, state)).message, HasSubstr("3 failures in a row"));
+  must(checkpointer.save(5, state));
+  EXPECT_EQ(checkpointer.failures().size(), 1u);
   let_go();
   must(first.wait_durable(kPatience));
-  must(must(checkpointer.save(2, state)).wait_durable(kPatience));
-  must(checkpointer.close());
+  must(must(checkpointer.save(2, state)).wait_durable(kPatience));  // The step is free.
+  EXPECT_THAT(must_fail(checkpointer.close()).message, HasSubstr("step 5"));
 }
 
 TEST_F(Background, AStateAboveTheCeilingStreamsInWavesAndGivesTheSameFiles) {
@@ -380,13 +408,17 @@ TEST_F(Background, AStorageThatFailsInTheMiddleOfWavesEndsTheSavePromptly) {
   storage_->before_each_call([&](const auto& call) {
     if (call.operation == "write_at" && ++writes == 3) storage_->fail_all_after(0, EIO);
   });
-  const Error error = must_fail(checkpointer.save(1, state));
-  EXPECT_EQ(error.system_errno, EIO);
+  const Save failed = must(checkpointer.save(1, state));  // The disk's fault, not the call's.
+  must(checkpointer.wait_until_finished(kPatience));
+  ASSERT_EQ(failed.outcome()->kind, Outcome::Kind::kFailed);
+  EXPECT_EQ(failed.outcome()->cause->system_errno, EIO);
   storage_->before_each_call(nullptr);
   storage_->clear_faults();
-  must(must(checkpointer.save(2, state)).wait_durable(kPatience));
+  const Save next = must(checkpointer.save(2, state));
+  EXPECT_THAT(next.warnings(), ::testing::Contains(HasSubstr("the save of step 1 failed")));
+  must(next.wait_durable(kPatience));
   EXPECT_THAT(names_in(directory_ / "run"), ElementsAre("step-00000002"));
-  must(checkpointer.close());  // save() gave the error already.
+  EXPECT_EQ(must_fail(checkpointer.close()).system_errno, EIO);
 }
 
 TEST_F(Background, CloseCancelsWhatDoesNotEndInTime) {
@@ -519,6 +551,31 @@ TEST_F(OneThread, SaveReturnsOnlyWhenTheDeviceHasCopied) {
   const Loaded loaded = must(load(directory_ / "run"));
   const auto bytes = testing::bytes_of(loaded.state.tensors()[0]);
   EXPECT_EQ(std::memcmp(bytes.data(), at_the_call.data(), bytes.size()), 0);
+}
+
+TEST_F(OneThread, AFullDiskThatIsMetWhileSaveStillCopiesFailsTheSaveAndNotTheCall) {
+  Checkpointer checkpointer = open_engine();
+  auto memory = numbers(1024, 3);
+  TensorView view = TensorView::of(memory);
+  view.device.kind = "fake";
+  storage_->fail_operation("begin", 1, ENOSPC);
+  auto saving = std::async(std::launch::async, [&] {
+    return checkpointer.save(1, StateDict{{"on_device", view}});
+  });
+  ASSERT_TRUE(device_->wait_for_pending(1, std::chrono::steady_clock::now() + kPatience));
+  EXPECT_EQ(pipeline_->run_all(), 1u);
+  device_->complete_all();
+  const Save failed = must(saving.get());
+  ASSERT_TRUE(failed.outcome());
+  EXPECT_EQ(failed.outcome()->kind, Outcome::Kind::kFailed);
+  EXPECT_EQ(failed.outcome()->cause->system_errno, ENOSPC);
+  EXPECT_EQ(checkpointer.failures().size(), 1u);
+  Job job(1);
+  const Save next = must(checkpointer.save(1, job.state()));
+  EXPECT_THAT(next.warnings(), ElementsAre(HasSubstr("the save of step 1 failed")));
+  pipeline_->run_all();
+  EXPECT_EQ(next.outcome()->kind, Outcome::Kind::kCommitted);
+  EXPECT_EQ(must_fail(checkpointer.close()).system_errno, ENOSPC);
 }
 
 TEST_F(OneThread, ADeviceThatFailsFailsThatSaveWithItsKey) {

@@ -72,9 +72,14 @@ struct Checkpointer::Impl {
 
   [[nodiscard]] Result<Save> save(std::int64_t step, const StateDict& state,
                                   const SaveOptions& save_options);
-  // `submitted` says whether the pipeline has the save: then it ends the record.
+  struct Staging {
+    bool submitted = false;      // The pipeline has the save, and ends its record.
+    bool in_background = false;  // It failed there: the state was in order, and so is the caller.
+  };
   [[nodiscard]] Status stage(const std::shared_ptr<Save::Record>& record, const StateDict& state,
-                             const SaveOptions& save_options, bool& submitted);
+                             const SaveOptions& save_options, Staging& staging);
+  [[nodiscard]] Result<Save> end_unstaged(std::shared_ptr<Save::Record> record, Error error,
+                                          const Staging& staging);
   [[nodiscard]] Status close();
 
   // Constant after construction.
@@ -94,7 +99,7 @@ struct Checkpointer::Impl {
 
 Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
                                  const StateDict& state, const SaveOptions& save_options,
-                                 bool& submitted) {
+                                 Staging& staging) {
   const base::Clock::Instant begun = parts.clock->now();
   const bool patient = options.when_memory_is_full == MemoryPolicy::kWait;
   const auto deadline = base::deadline_after(begun, options.memory_wait);
@@ -122,7 +127,7 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
     kept.interrupted = nullptr;  // It is the caller's, for the time of this call.
     pipeline.submit(
         {record, std::move(snapshot), checkpoint::without_memory(state), std::move(kept)});
-    submitted = true;
+    staging.submitted = true;
     return {};
   };
   staging::TakeTimings timings;
@@ -132,10 +137,29 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
     all.wait_ms = timings.wait_ms + admitted_ms;
     all.copy_ms = timings.copy_ms;
   });
-  if (!submitted) pipeline.dismiss();
-  if (submitted && !snapshot) record->set_raised();  // save() gives the error to the caller.
+  if (!staging.submitted) pipeline.dismiss();
+  staging.in_background = staging.submitted && timings.failed_by_consumer;
   STRANDLINE_RETURN_IF_ERROR(snapshot);
   return {};
+}
+
+// What save() gives back when not everything was copied. What staging found is the caller's to
+// correct, and raised. A disk that is full or slow is not: whether the background meets it while
+// save() still copies or a moment later is chance, so it fails the save and not the call.
+Result<Save> Checkpointer::Impl::end_unstaged(std::shared_ptr<Save::Record> record, Error error,
+                                              const Staging& staging) {
+  if (staging.in_background) return Save(std::move(record));  // The pipeline ends it.
+  if (staging.submitted) record->set_raised();
+  // The step may be saved again at once; what the pipeline still has of this save comes to nothing.
+  if (record->take_reservation()) committer.release(record->step());
+  // Before it was submitted, only earlier saves can have kept it waiting.
+  if (staging.submitted || error.code != ErrorCode::kTimeout) return failure(std::move(error));
+  if (options.when_memory_is_full == MemoryPolicy::kSkip) {
+    record->end({Outcome::Kind::kSkipped, std::move(error)});
+  } else {
+    pipeline.end_failed(record, std::move(error));
+  }
+  return Save(std::move(record));
 }
 
 Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
@@ -161,19 +185,11 @@ Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
   for (std::string& warning : warnings) record->warn(std::move(warning));
   for (std::string& warning : more) record->warn(std::move(warning));
 
-  bool submitted = false;
-  Status staged = stage(record, state, save_options, submitted);
+  Staging staging;
+  Status staged = stage(record, state, save_options, staging);
   record->staged(staged, record->called());
   if (staged) return Save(std::move(record));
-  // The step may be saved again at once; what the pipeline still has of this save comes to nothing.
-  if (record->take_reservation()) committer.release(step);
-  if (submitted) return failure(std::move(staged).error());
-  if (options.when_memory_is_full == MemoryPolicy::kSkip &&
-      staged.error().code == ErrorCode::kTimeout) {
-    record->end({Outcome::Kind::kSkipped, std::move(staged).error()});
-    return Save(std::move(record));
-  }
-  return failure(std::move(staged).error());
+  return end_unstaged(std::move(record), std::move(staged).error(), staging);
 }
 
 Status Checkpointer::Impl::close() {

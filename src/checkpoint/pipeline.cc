@@ -72,21 +72,29 @@ void Pipeline::run(Job& job) {
   job.snapshot.reset();
   if (job.record->take_reservation()) committer_.release(job.record->step());
   {
-    // The outcome is told and counted in one piece: whoever has seen it is warned of it by the
-    // next save.
     base::MutexLock lock(mutex_);
     --in_flight_;
     std::erase(running_, job.record);
-    if (outcome.kind == Outcome::Kind::kFailed) {
-      failed_.push_back({job.record});
-      ++failures_in_row_;
-    } else if (outcome.kind == Outcome::Kind::kCommitted) {
-      failures_in_row_ = 0;
-    }
-    job.record->end(std::move(outcome));
+    end(job.record, std::move(outcome));
     // Notified under the lock: the owner may be gone as soon as it sees that nothing runs.
     changed_.notify_all();
   }
+}
+
+// The outcome is told and counted in one piece: whoever has seen it is warned of it by the next
+// save.
+void Pipeline::end(const std::shared_ptr<Save::Record>& record, Outcome outcome) {
+  if (outcome.kind == Outcome::Kind::kFailed) {
+    failed_.push_back({record});
+  } else if (outcome.kind == Outcome::Kind::kCommitted) {
+    for (Failed& failed : failed_) failed.in_row = false;
+  }
+  record->end(std::move(outcome));
+}
+
+void Pipeline::end_failed(const std::shared_ptr<Save::Record>& record, Error error) {
+  base::MutexLock lock(mutex_);
+  end(record, {Outcome::Kind::kFailed, std::move(error)});
 }
 
 Status Pipeline::write_and_commit(Job& job) {
@@ -137,15 +145,16 @@ void Pipeline::cancel_all() {
 Result<std::vector<std::string>> Pipeline::review_failures(ErrorPolicy policy) {
   base::MutexLock lock(mutex_);
   std::erase_if(failed_, [](const Failed& failed) { return failed.record->raised(); });
-  const bool too_many = failures_in_row_ >= kFailuresInRowMax;
+  const auto in_row = std::count_if(failed_.begin(), failed_.end(),
+                                    [](const Failed& failed) { return failed.in_row; });
+  const bool too_many = in_row >= kFailuresInRowMax;
   if (!failed_.empty() && (policy == ErrorPolicy::kRaise || too_many)) {
     Error error = *failed_.back().record->outcome()->cause;
-    error.message = fmt::format(
-        "{}{}; this call saved nothing", failed_text(*failed_.back().record),
-        too_many ? fmt::format(" ({} failures in a row)", failures_in_row_) : std::string());
+    error.message =
+        fmt::format("{}{}; this call saved nothing", failed_text(*failed_.back().record),
+                    too_many ? fmt::format(" ({} failures in a row)", in_row) : std::string());
     for (const Failed& failed : failed_) failed.record->set_raised();
     failed_.clear();
-    failures_in_row_ = 0;
     return failure(std::move(error));
   }
   std::vector<std::string> warnings;

@@ -20,7 +20,8 @@ namespace strandline::checkpoint {
 // would only wait for memory; two already keep disk and trainer both busy.
 inline constexpr std::uint32_t kSavesInFlightMax = 4;
 
-// Failures in a row after which save() fails once, so that they cannot go unseen.
+// Failures in a row after which save() fails once, so that they cannot go unseen. One that the
+// caller was given already, by wait_durable(), was seen and does not count.
 inline constexpr std::uint32_t kFailuresInRowMax = 3;
 
 // Thread-safety: thread-safe. The caller of save() admits and submits; the executor's one thread
@@ -45,6 +46,9 @@ class Pipeline {
   };
   // Queues an admitted save. Its record ends exactly once.
   void submit(Job job) STRANDLINE_EXCLUDES(mutex_);
+  // Ends a save that found no room, as one that failed in the background.
+  void end_failed(const std::shared_ptr<Save::Record>& record, Error error)
+      STRANDLINE_EXCLUDES(mutex_);
 
   [[nodiscard]] Status wait_until_idle(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);
   void cancel_all() STRANDLINE_EXCLUDES(mutex_);
@@ -60,10 +64,13 @@ class Pipeline {
   struct Failed {
     std::shared_ptr<Save::Record> record;
     bool warned = false;  // By a later save().
+    bool in_row = true;   // Nothing was committed since.
   };
 
   void run(Job& job) STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] Status write_and_commit(Job& job);
+  void end(const std::shared_ptr<Save::Record>& record, Outcome outcome)
+      STRANDLINE_REQUIRES(mutex_);
 
   // Constant after construction.
   Committer& committer_;
@@ -76,7 +83,6 @@ class Pipeline {
   std::uint32_t in_flight_ STRANDLINE_GUARDED_BY(mutex_) = 0;
   std::vector<std::shared_ptr<Save::Record>> running_ STRANDLINE_GUARDED_BY(mutex_);
   std::vector<Failed> failed_ STRANDLINE_GUARDED_BY(mutex_);
-  std::uint32_t failures_in_row_ STRANDLINE_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace strandline::checkpoint

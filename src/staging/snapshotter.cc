@@ -79,6 +79,13 @@ Error cannot_stream(std::uint64_t needed, std::uint64_t bytes_max, const std::st
                           " bytes, or save less"};
 }
 
+// Fails if the consumer has abandoned the snapshot. REQUIRES: staging has not failed it.
+Status check_consumer(const Snapshot& snapshot, TakeTimings& timings) {
+  Status status = snapshot.status();
+  timings.failed_by_consumer = !status;
+  return status;
+}
+
 }  // namespace
 
 Snapshotter::Snapshotter(Options options, const device::Registry& devices, base::Executor* workers,
@@ -102,7 +109,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
                               lay_snapshot(std::move(plan), options));
   Status staged = stage(snapshot, state, options, turn, wait, spent);
-  if (staged) staged = snapshot->status();  // The consumer may have abandoned it.
+  if (staged) staged = check_consumer(*snapshot, spent);
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
   if (!staged) {
@@ -168,7 +175,10 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     const base::Clock::Instant waiting = clock_.now();
     Result<std::vector<memory::Lease>> leases = slab_.lease(sizes, patient ? wait : do_not_wait);
     timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
-    if (!leases) return failure(std::move(leases).error());
+    if (!leases) {
+      timings.failed_by_consumer = leases.error().code == ErrorCode::kTimeout;
+      return failure(std::move(leases).error());
+    }
     std::vector<CopyJob::Target> targets;
     for (std::size_t i = first; i < last; ++i) {
       snapshot->set_lease(i, (*leases)[i - first]);
@@ -178,7 +188,7 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
       if (options.started) STRANDLINE_RETURN_IF_ERROR(options.started(snapshot));
       if (!snapshot->in_waves()) turn.end();
     }
-    STRANDLINE_RETURN_IF_ERROR(snapshot->status());
+    STRANDLINE_RETURN_IF_ERROR(check_consumer(*snapshot, timings));
     auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
                                          CopyJob::Source{&state, &devices_}, std::move(open));
     copy(job);

@@ -21,11 +21,14 @@ namespace strandline::staging {
 
 class CopyJob;
 
-// Where the blocked time of one take() went.
+// Where the blocked time of one take() went, and who made it fail.
 struct TakeTimings {
   double plan_ms = 0;
   double wait_ms = 0;
   double copy_ms = 0;
+  // Nothing is wrong with the state or its devices: the consumer abandoned the snapshot, or memory
+  // that consumers hold did not come back in time.
+  bool failed_by_consumer = false;
 };
 
 struct TakeOptions {
