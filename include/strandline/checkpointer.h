@@ -68,9 +68,10 @@ struct CheckpointerOptions {
   /// blocks longer, and says so. Default: two generations of the largest state seen, at most half
   /// of what the host and its memory cgroup have free.
   std::optional<std::uint64_t> host_bytes_max = {};
-  /// Threads that help the caller copy. Default: half the cores, between 1 and 8.
+  /// Threads that help the caller copy. Default: half the cores, between 1 and 8; at most 256.
   std::optional<std::uint32_t> copy_threads = {};
-  /// How long a save may wait for staging memory, and for a device to finish copying.
+  /// How long a save may wait for staging memory, and for a device to finish copying. 0: not at all
+  /// for earlier saves; devices and the save's own waves then have ten minutes.
   std::chrono::milliseconds memory_wait{std::chrono::minutes(10)};
   /// How long close() waits for saves still running; then it cancels them and fails. restore()
   /// waits as long.
