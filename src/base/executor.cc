@@ -3,24 +3,57 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "base/fork.h"
 
 namespace strandline::base {
 
-ThreadExecutor::ThreadExecutor(std::uint32_t threads, std::size_t queue_max, const char* name)
-    : queue_max_(queue_max), fork_generation_(fork_generation()) {
-  // New threads inherit the signal mask, so block everything around their creation.
-  sigset_t all;
-  sigset_t previous;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  for (std::uint32_t i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] { run(); });
-    pthread_setname_np(threads_.back().native_handle(), name);
+namespace {
+
+// New threads inherit the signal mask, so everything is blocked around their creation.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous_);
   }
-  pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t previous_{};
+};
+
+}  // namespace
+
+ThreadExecutor::ThreadExecutor(std::size_t queue_max)
+    : queue_max_(queue_max), fork_generation_(fork_generation()) {}
+
+Result<std::unique_ptr<ThreadExecutor>> ThreadExecutor::start(std::uint32_t threads,
+                                                              std::size_t queue_max,
+                                                              const char* name) {
+  std::unique_ptr<ThreadExecutor> executor(new ThreadExecutor(queue_max));
+  executor->threads_.reserve(threads);
+  const SignalsBlocked blocked;
+  for (std::uint32_t i = 0; i < threads; ++i) {
+    try {
+      executor->threads_.emplace_back([self = executor.get()] { self->run(); });
+    } catch (const std::system_error& error) {
+      return failure(
+          Error{.code = ErrorCode::kUnavailable,
+                .message = "cannot start thread " + std::to_string(i + 1) + " of " +
+                           std::to_string(threads) + " (" + name + "): " + error.code().message() +
+                           "; set copy_threads lower, or raise `ulimit -u` or `ulimit -v`",
+                .system_errno = error.code().value()});
+    }
+    pthread_setname_np(executor->threads_.back().native_handle(), name);
+  }
+  return executor;
 }
 
 ThreadExecutor::~ThreadExecutor() {

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "base/mutex.h"
+#include "strandline/error.h"
 
 namespace strandline::base {
 
@@ -29,7 +31,11 @@ class Executor {
 // threads do not exist: the destructor then leaks what it cannot join.
 class ThreadExecutor final : public Executor {
  public:
-  ThreadExecutor(std::uint32_t threads, std::size_t queue_max, const char* name);
+  // Fails with kUnavailable where the system gives no more threads; then those already started
+  // have ended. The caller's signal mask is left as it was.
+  [[nodiscard]] static Result<std::unique_ptr<ThreadExecutor>> start(std::uint32_t threads,
+                                                                     std::size_t queue_max,
+                                                                     const char* name);
   ~ThreadExecutor() override;
   ThreadExecutor(const ThreadExecutor&) = delete;
   ThreadExecutor& operator=(const ThreadExecutor&) = delete;
@@ -38,6 +44,7 @@ class ThreadExecutor final : public Executor {
   [[nodiscard]] std::uint32_t concurrency() const override;
 
  private:
+  explicit ThreadExecutor(std::size_t queue_max);
   void run() STRANDLINE_EXCLUDES(mutex_);
 
   // Constant after construction.
@@ -49,7 +56,7 @@ class ThreadExecutor final : public Executor {
   std::deque<std::function<void()>> queue_ STRANDLINE_GUARDED_BY(mutex_);
   bool stopping_ STRANDLINE_GUARDED_BY(mutex_) = false;
 
-  std::vector<std::thread> threads_;  // Touched by the constructor and the destructor only.
+  std::vector<std::thread> threads_;  // Touched by start() and the destructor only.
 };
 
 }  // namespace strandline::base

@@ -398,6 +398,17 @@ TEST_F(Background, AStateAboveTheCeilingStreamsInWavesAndGivesTheSameFiles) {
   must(checkpointer.close());
 }
 
+TEST_F(Background, WithoutAnyWaitForEarlierSavesASaveStillWaitsForItsOwnWaves) {
+  CheckpointerOptions options;
+  options.memory_wait = kAtOnce;
+  options.host_bytes_max = 1 * kMiB;
+  Checkpointer checkpointer = open(options);
+  auto memory = numbers(6 * kMiB, 1);
+  const Save save = must(checkpointer.save(1, StateDict{{"a", TensorView::of(memory)}}));
+  must(save.wait_durable(kPatience));
+  must(checkpointer.close());
+}
+
 TEST_F(Background, AStorageThatFailsInTheMiddleOfWavesEndsTheSavePromptly) {
   CheckpointerOptions options;
   options.host_bytes_max = 1 * kMiB;
@@ -419,6 +430,25 @@ TEST_F(Background, AStorageThatFailsInTheMiddleOfWavesEndsTheSavePromptly) {
   must(next.wait_durable(kPatience));
   EXPECT_THAT(names_in(directory_ / "run"), ElementsAre("step-00000002"));
   EXPECT_EQ(must_fail(checkpointer.close()).system_errno, EIO);
+}
+
+TEST_F(Background, AnAbsurdNumberOfThreadsIsRefused) {
+  CheckpointerOptions options;
+  options.copy_threads = 1'000'000;
+  const Error error = must_fail(Checkpointer::open(directory_ / "run", options));
+  EXPECT_EQ(error.code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(error.message, HasSubstr("copy_threads"));
+}
+
+TEST_F(Background, PlainValuesThatNoManifestHoldsAreRefusedBeforeAnythingIsCopied) {
+  Checkpointer checkpointer = open();
+  const StateDict state{{"small", std::string(10, 'x')},
+                        {"blob", Value(Value::Bytes{std::string(50 * kMiB, 'x')})}};
+  const Error error = must_fail(checkpointer.save(1, state));
+  EXPECT_EQ(error.code, ErrorCode::kUnsupported);
+  EXPECT_EQ(error.key_path, "blob");
+  EXPECT_THAT(error.message, HasSubstr("as an array"));
+  EXPECT_THAT(names_in(directory_ / "run"), IsEmpty());
 }
 
 TEST_F(Background, CloseCancelsWhatDoesNotEndInTime) {
@@ -576,6 +606,26 @@ TEST_F(OneThread, AFullDiskThatIsMetWhileSaveStillCopiesFailsTheSaveAndNotTheCal
   pipeline_->run_all();
   EXPECT_EQ(next.outcome()->kind, Outcome::Kind::kCommitted);
   EXPECT_EQ(must_fail(checkpointer.close()).system_errno, ENOSPC);
+}
+
+TEST_F(OneThread, WhereMemoryRunsOutInTheBackgroundTheSaveFailsAndTheNextCommits) {
+  Checkpointer checkpointer = open_engine();
+  Job job(1);
+  for (const char* operation : {"begin", "create", "write_at", "sync", "publish"}) {
+    storage_->before_each_call([&](const auto& call) {
+      if (call.operation == operation) throw std::bad_alloc();
+    });
+    const Save failed = must(checkpointer.save(1, job.state()));
+    pipeline_->run_all();
+    storage_->before_each_call(nullptr);
+    const Error error = must_fail(failed.wait_durable(kAtOnce));
+    EXPECT_EQ(error.code, ErrorCode::kMemoryLimit) << operation;
+    EXPECT_THAT(error.message, HasSubstr("out of memory while"));
+  }
+  const Save next = must(checkpointer.save(1, job.state()));
+  pipeline_->run_all();
+  EXPECT_EQ(next.outcome()->kind, Outcome::Kind::kCommitted);
+  must(checkpointer.close());
 }
 
 TEST_F(OneThread, ADeviceThatFailsFailsThatSaveWithItsKey) {

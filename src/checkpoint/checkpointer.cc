@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/fork.h"
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "base/turn.h"
 #include "base/wait.h"
@@ -34,6 +35,10 @@ namespace {
 // as long as it may and then copied. This is more than any copy takes, so that staging alone
 // decides; without any bound a defect there would be a hang here.
 constexpr std::chrono::hours kCopyWait(1);
+
+// How long a save waits for devices and its own waves where it may not wait for earlier saves: the
+// default of memory_wait.
+constexpr std::chrono::minutes kOwnCopyWait(10);
 
 }  // namespace
 
@@ -109,6 +114,9 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
 
   staging::TakeOptions take;
   take.deadline = deadline;
+  // No wait for earlier saves does not mean none for this one's own copies and waves.
+  const bool at_once = options.memory_wait <= std::chrono::milliseconds(0);
+  take.copy_deadline = at_once ? base::deadline_after(begun, kOwnCopyWait) : deadline;
   take.wait_for_memory = patient;
   if (save_options.interrupted) {
     // Cancelled as well, so that a save which the pipeline has already is skipped, and not failed.
@@ -131,7 +139,8 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
     return {};
   };
   staging::TakeTimings timings;
-  const auto snapshot = snapshotter.take(state, take, &timings);
+  const auto snapshot =
+      base::no_throw("copying the state", [&] { return snapshotter.take(state, take, &timings); });
   record->change_timings([&](Timings& all) {
     all.plan_ms = timings.plan_ms;
     all.wait_ms = timings.wait_ms + admitted_ms;
@@ -235,7 +244,8 @@ Checkpointer::~Checkpointer() {
     return;
   }
   static_cast<void>(impl_->close());
-  // What close() cancelled may still be inside a system call; its memory must outlive that.
+  // What close() cancelled may still be inside a system call, which nothing bounds on a disk that
+  // hangs; the memory that the kernel reads must outlive it.
   static_cast<void>(impl_->pipeline.wait_until_idle(base::Clock::Instant::max()));
 }
 
@@ -250,7 +260,9 @@ Result<Checkpointer> CheckpointerAccess::open(std::shared_ptr<Storage> storage,
 
 Result<Checkpointer> Checkpointer::open(std::shared_ptr<Storage> storage,
                                         CheckpointerOptions options) {
-  checkpoint::Environment environment = checkpoint::make_environment(options.copy_threads);
+  STRANDLINE_RETURN_IF_ERROR(checkpoint::check_options(options));
+  STRANDLINE_ASSIGN_OR_RETURN(checkpoint::Environment environment,
+                              checkpoint::make_environment(options.copy_threads));
   return CheckpointerAccess::open(std::move(storage), std::move(options), std::move(environment));
 }
 

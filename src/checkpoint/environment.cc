@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "base/result_macros.h"
 #include "base/system_error.h"
 
 namespace strandline::checkpoint {
@@ -23,17 +24,18 @@ constexpr std::size_t kCopyQueueMax = 64;
 
 }  // namespace
 
-Environment make_environment(std::optional<std::uint32_t> copy_threads) {
+Result<Environment> make_environment(std::optional<std::uint32_t> copy_threads) {
   const std::uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
   const std::uint32_t threads = copy_threads.value_or(std::clamp(cores / 2, 1u, kCopyThreadsMax));
   Environment environment;
   environment.clock = std::make_shared<base::SystemClock>();
   environment.devices = std::make_shared<device::Registry>();
-  environment.pipeline =
-      std::make_shared<base::ThreadExecutor>(1, kPipelineQueueMax, "strandline-io");
+  STRANDLINE_ASSIGN_OR_RETURN(environment.pipeline,
+                              base::ThreadExecutor::start(1, kPipelineQueueMax, "strandline-io"));
   if (threads > 0) {
-    environment.copy_workers =
-        std::make_shared<base::ThreadExecutor>(threads, kCopyQueueMax, "strandline-copy");
+    STRANDLINE_ASSIGN_OR_RETURN(
+        environment.copy_workers,
+        base::ThreadExecutor::start(threads, kCopyQueueMax, "strandline-copy"));
   }
   return environment;
 }

@@ -19,8 +19,9 @@ struct Environment {
   std::shared_ptr<base::Executor> copy_workers;  // May be null: then the caller copies alone.
 };
 
-// The real clock, the host device, one pipeline thread, `copy_threads` workers.
-[[nodiscard]] Environment make_environment(std::optional<std::uint32_t> copy_threads);
+// The real clock, the host device, one pipeline thread, `copy_threads` workers. Fails with
+// kUnavailable where the system gives no more threads.
+[[nodiscard]] Result<Environment> make_environment(std::optional<std::uint32_t> copy_threads);
 
 // 128 random bits in hex.
 [[nodiscard]] Result<std::string> make_run_id();

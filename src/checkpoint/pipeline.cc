@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "checkpoint/shard_writer.h"
 
@@ -59,7 +60,8 @@ void Pipeline::submit(Job job) {
 }
 
 void Pipeline::run(Job& job) {
-  const Status status = write_and_commit(job);
+  const Status status =
+      base::no_throw("writing the checkpoint", [&] { return write_and_commit(job); });
   Outcome outcome;
   if (!status) {
     const Status cancelled = job.record->check_cancelled();

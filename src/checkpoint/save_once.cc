@@ -14,6 +14,7 @@
 #include <future>
 #include <utility>
 
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "base/wait.h"
 #include "checkpoint/committer.h"
@@ -111,7 +112,8 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   sweep(step, format::DirectoryName::Kind::kPartial);
 
   const StateDict tree = checkpoint::without_memory(state);
-  const checkpoint::Environment parts = checkpoint::make_environment(std::nullopt);
+  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::Environment parts,
+                              checkpoint::make_environment(std::nullopt));
   OnceRequest once{*step.storage, {step.name, 1, std::nullopt, mode}, run, *parts.clock, tree,
                    options};
   std::promise<Status> written;
@@ -123,7 +125,8 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   take.started = [&](std::shared_ptr<staging::Snapshot> snapshot) -> Status {
     started = true;
     parts.pipeline->post([&once, &written, snapshot = std::move(snapshot)] {
-      Status status = write_once(once, *snapshot);
+      Status status =
+          base::no_throw("writing the checkpoint", [&] { return write_once(once, *snapshot); });
       if (!status) snapshot->abandon(status.error());
       written.set_value(std::move(status));
     });
@@ -133,7 +136,7 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   const auto snapshot = snapshotter.take(state, take, &timings);
   Status status;
   if (started) {
-    // Without a deadline: what has begun ends by itself, as the storage's calls do.
+    // Without a deadline, also where the disk hangs: the writer reads memory of this call.
     std::future<Status> end = written.get_future();
     while (end.wait_for(base::kInterruptPoll) != std::future_status::ready) ask(once);
     status = end.get();

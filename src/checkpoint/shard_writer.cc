@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/mutex.h"
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "format/digest.h"
 
@@ -42,7 +43,8 @@ class Transfers {
     if (!status && !error_) error_ = std::move(status).error();
     changed_.notify_all();
   }
-  // Waits for all transfers. The storage bounds how long each of them can take.
+  // Waits for all transfers, without a deadline: they read memory that is given back next, and on
+  // a disk that hangs nothing bounds a system call.
   [[nodiscard]] Status drain() STRANDLINE_EXCLUDES(mutex_) {
     base::MutexLock lock(mutex_);
     while (in_flight_ > 0) changed_.wait(mutex_);
@@ -77,10 +79,15 @@ Status write_segment(WritableFile& file, const staging::FilePlan& plan, std::uin
     const std::uint64_t counted =
         data_bytes_in(plan.header.size(), file_offset + at, transfer.size());
     transfers.start();
-    file.write_at(file_offset + at, transfer, [&transfers, &observer, counted](Status status) {
-      if (status) observer.written(counted);
-      transfers.complete(std::move(status));
+    // A call that throws is taken as one that was not made: it completes nothing.
+    Status begun = base::no_throw("writing a file", [&]() -> Status {
+      file.write_at(file_offset + at, transfer, [&transfers, &observer, counted](Status status) {
+        if (status) observer.written(counted);
+        transfers.complete(std::move(status));
+      });
+      return {};
     });
+    if (!begun) transfers.complete(std::move(begun));
     checked = observer.check();
   }
   STRANDLINE_RETURN_IF_ERROR(transfers.drain());

@@ -15,6 +15,10 @@
 namespace strandline::checkpoint {
 namespace {
 
+// Copying is bound by memory bandwidth, and no machine's takes more; a larger number is a mistake,
+// and would cost a stack for each.
+constexpr std::uint32_t kCopyThreadsMax = 256;
+
 // Names that the step's own files have, or may have.
 bool is_reserved(std::string_view name) {
   return name == format::kManifestName || name.starts_with("rank-") ||
@@ -62,12 +66,58 @@ Status check_text(const StateDict& state) {
   return {};
 }
 
+// What a value takes in the manifest, at the least. Recursion as deep as the value.
+std::uint64_t manifest_bytes_min(const Value& value) {
+  const auto sum = [](const std::vector<Value>& values) {
+    std::uint64_t bytes = 0;
+    for (const Value& each : values) bytes += 1 + manifest_bytes_min(each);
+    return bytes;
+  };
+  if (const auto* text = value.get_if<std::string>()) return text->size();
+  if (const auto* bytes = value.get_if<Value::Bytes>()) return bytes->data.size() / 3 * 4;
+  if (const auto* number = value.get_if<Value::BigInteger>()) return number->decimal.size();
+  if (const auto* list = value.get_if<Value::List>()) return sum(*list);
+  if (const auto* tagged = value.get_if<Value::Tagged>()) return sum(tagged->fields);
+  return 1;
+}
+
+// Found here, before anything is copied; what only just does not fit is found when it is written.
+Status check_size(const StateDict& state) {
+  const Structure& structure = state.structure();
+  std::uint64_t total = 0;
+  std::uint64_t largest_bytes = 0;
+  std::uint32_t largest = 0;
+  for (std::uint32_t i = 0; i < structure.nodes().size(); ++i) {
+    const Structure::Node& node = structure.nodes()[i];
+    if (node.kind != NodeKind::kValue) continue;
+    const std::uint64_t bytes = manifest_bytes_min(state.values()[node.leaf]);
+    total += bytes;
+    if (bytes <= largest_bytes) continue;
+    largest_bytes = bytes;
+    largest = i;
+  }
+  if (total <= format::kManifestBytesMax) return {};
+  return failure(
+      Error{.code = ErrorCode::kUnsupported,
+            .message = fmt::format("the plain values take {} bytes or more, and the manifest holds "
+                                   "{} at most; the largest is '{}' with {}: save it as an array",
+                                   total, format::kManifestBytesMax, structure.path_text(largest),
+                                   largest_bytes),
+            .key_path = structure.path_text(largest)});
+}
+
 }  // namespace
 
 Status check_options(const CheckpointerOptions& options) {
   if (options.keep && *options.keep == 0) {
     return failure(ErrorCode::kInvalidArgument,
                    "keep must be at least 1: the last good checkpoint is never deleted");
+  }
+  if (options.copy_threads && *options.copy_threads > kCopyThreadsMax) {
+    return failure(ErrorCode::kInvalidArgument,
+                   fmt::format("copy_threads is {}; at most {} are allowed, and more than the "
+                               "cores gain nothing",
+                               *options.copy_threads, kCopyThreadsMax));
   }
   return {};
 }
@@ -86,6 +136,7 @@ Status check_arguments(std::int64_t step, const StateDict& state, const SaveOpti
   }
   STRANDLINE_RETURN_IF_ERROR(check_text(state));
   STRANDLINE_RETURN_IF_ERROR(check_text(options.metadata));
+  STRANDLINE_RETURN_IF_ERROR(check_size(state));
   return check_extra_files(options);
 }
 

@@ -162,7 +162,7 @@ Error timed_out(std::uint64_t total, std::uint64_t in_use, std::uint64_t bytes_m
                .message = "waited in vain for " + std::to_string(total) +
                           " bytes of staging memory: earlier snapshots hold " +
                           std::to_string(in_use) + " of " + std::to_string(bytes_max) +
-                          " bytes; save less often, or raise host_bytes_max or the deadline"};
+                          " bytes; save less often, or raise host_bytes_max or memory_wait"};
 }
 
 }  // namespace

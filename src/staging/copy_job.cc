@@ -29,6 +29,8 @@
 #include <string>
 #include <utility>
 
+#include "base/no_throw.h"
+
 namespace strandline::staging {
 
 using format::kDigestChunkBytes;
@@ -137,9 +139,15 @@ void CopyJob::start(std::size_t piece_index) {
   const Piece& piece = pieces_[piece_index];
   const TensorView& view = source_.state->tensors()[placed(piece).tensor];
   Device* const device = source_.devices->find(view.device.kind);
-  device->copy_to_host_async(view, piece.begin, memory_of(piece),
-                             [self = shared_from_this(), keep_alive = view.keep_alive, piece_index](
-                                 Status status) { self->done(piece_index, std::move(status)); });
+  Status started = base::no_throw("copying it", [&]() -> Status {
+    device->copy_to_host_async(
+        view, piece.begin, memory_of(piece),
+        [self = shared_from_this(), keep_alive = view.keep_alive, piece_index](Status status) {
+          self->done(piece_index, std::move(status));
+        });
+    return {};
+  });
+  if (!started) done(piece_index, std::move(started));
 }
 
 void CopyJob::done(std::size_t piece_index, Status status) {
@@ -199,7 +207,7 @@ Status CopyJob::wait(base::Wait& patience) {
     Status end;
     if (patience.expired()) {
       end = failure(ErrorCode::kTimeout,
-                    "a device did not finish copying before the deadline: raise the deadline, or "
+                    "a device did not finish copying before the deadline: raise memory_wait, or "
                     "check the device");
     } else {
       end = patience.pause(changed_, mutex_);

@@ -29,7 +29,8 @@ Result<std::span<const std::byte>> Snapshot::wait_segment(std::size_t index,
     }
     if (std::chrono::steady_clock::now() >= deadline) {
       return failure(ErrorCode::kTimeout,
-                     "waited in vain for a part of the state to be staged: raise the deadline");
+                     "waited in vain for a part of the state to be staged: raise memory_wait, or "
+                     "check the device that it is copied from");
     }
     changed_.wait_until(mutex_, deadline);
   }

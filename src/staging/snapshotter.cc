@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "base/checked_math.h"
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "staging/copy_job.h"
 
@@ -102,13 +103,16 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   spent.plan_ms = base::milliseconds_between(began, planned);
 
   base::Wait wait(options.deadline, options.interrupted);
+  base::Wait copy_wait(options.copy_deadline.value_or(options.deadline), options.interrupted);
   base::Wait do_not_wait(kDoNotWait);
   base::Turn turn(turns_);
   STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? wait : do_not_wait, kNoTurn));
   spent.wait_ms = base::milliseconds_between(planned, clock_.now());
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
                               lay_snapshot(std::move(plan), options));
-  Status staged = stage(snapshot, state, options, turn, wait, spent);
+  Status staged = base::no_throw("copying the state", [&] {
+    return stage(snapshot, state, options, turn, wait, copy_wait, spent);
+  });
   if (staged) staged = check_consumer(*snapshot, spent);
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
@@ -160,7 +164,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
 // Fills the segments: all at once, or one by one in waves.
 Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
                           const TakeOptions& options, base::Turn& turn, base::Wait& wait,
-                          TakeTimings& timings) {
+                          base::Wait& copy_wait, TakeTimings& timings) {
   const std::vector<Segment>& segments = snapshot->segments();
   const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments.size();
   base::Wait do_not_wait(kDoNotWait);
@@ -171,9 +175,9 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     std::vector<std::uint64_t> sizes;
     for (std::size_t i = first; i < last; ++i) sizes.push_back(segments[i].bytes);
     // Memory that this snapshot's own consumer holds is waited for under either policy.
-    const bool patient = options.wait_for_memory || first > 0;
+    base::Wait& earlier = options.wait_for_memory ? wait : do_not_wait;
     const base::Clock::Instant waiting = clock_.now();
-    Result<std::vector<memory::Lease>> leases = slab_.lease(sizes, patient ? wait : do_not_wait);
+    Result<std::vector<memory::Lease>> leases = slab_.lease(sizes, first > 0 ? copy_wait : earlier);
     timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
     if (!leases) {
       timings.failed_by_consumer = leases.error().code == ErrorCode::kTimeout;
@@ -192,7 +196,7 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
                                          CopyJob::Source{&state, &devices_}, std::move(open));
     copy(job);
-    STRANDLINE_RETURN_IF_ERROR(job->wait(wait));
+    STRANDLINE_RETURN_IF_ERROR(job->wait(copy_wait));
     open = job->take_open();
     first = last;
   } while (first < segments.size());
@@ -206,9 +210,13 @@ void Snapshotter::copy(const std::shared_ptr<CopyJob>& job) {
         std::min<std::size_t>(workers_->concurrency(), job->task_count() - 1);
     for (std::size_t i = 0; i < helpers; ++i) {
       // Weak: an entry that waits in the queue must not hold the job's memory.
-      workers_->post([weak = std::weak_ptr<CopyJob>(job)] {
-        if (const auto alive = weak.lock()) alive->help();
+      const Status posted = base::no_throw("asking for help", [&]() -> Status {
+        workers_->post([weak = std::weak_ptr<CopyJob>(job)] {
+          if (const auto alive = weak.lock()) alive->help();
+        });
+        return {};
       });
+      if (!posted) break;  // The caller copies with fewer of them.
     }
   }
   job->help();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/executor.h"
@@ -35,6 +36,8 @@ struct TakeOptions {
   Layout layout = Layout::kFile;
   // Until when to wait for memory and for devices.
   base::Clock::Instant deadline;
+  // Until when to wait for devices, and for memory of this snapshot's own waves. Default: deadline.
+  std::optional<base::Clock::Instant> copy_deadline;
   // Asked while it waits for these; true ends the take with kUnavailable. See base::Wait.
   std::function<bool()> interrupted;
   // Fail at once with kTimeout where memory is taken by earlier generations.
@@ -87,7 +90,7 @@ class Snapshotter {
                                                                const TakeOptions& options);
   [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
                              const TakeOptions& options, base::Turn& turn, base::Wait& wait,
-                             TakeTimings& timings);
+                             base::Wait& copy_wait, TakeTimings& timings);
   void copy(const std::shared_ptr<CopyJob>& job);
 
   memory::Slab slab_;

@@ -158,9 +158,9 @@ TakeOptions until(Clock::Instant deadline) {
 TEST_F(SnapshotterTest, ASnapshotHoldsEveryByteAndItsDigests) {
   Model model;
   const StateDict state = model.state();
-  base::ThreadExecutor workers(3, 16, "copy");
+  const auto workers = base::ThreadExecutor::start(3, 16, "copy").value();
   for (base::Executor* executor :
-       {static_cast<base::Executor*>(nullptr), static_cast<base::Executor*>(&workers)}) {
+       {static_cast<base::Executor*>(nullptr), static_cast<base::Executor*>(workers.get())}) {
     const auto snapshotter = make(64 * kMiB, executor);
     TakeTimings timings;
     const auto snapshot = snapshotter->take(state, until(soon()), &timings);
@@ -442,9 +442,9 @@ class Consumer {
 TEST_F(SnapshotterTest, WavesUnderATinyCeilingGiveTheSameBytesAndDigests) {
   Model model;
   const StateDict state = model.state();
-  base::ThreadExecutor workers(2, 16, "copy");
+  const auto workers = base::ThreadExecutor::start(2, 16, "copy").value();
   for (const std::uint64_t ceiling : {kMiB, kMiB + 12 * 1024, 2 * kMiB + 4096}) {
-    const auto snapshotter = make(ceiling, &workers);
+    const auto snapshotter = make(ceiling, workers.get());
     Consumer consumer;
     TakeOptions options = until(soon());
     options.started = consumer.started();
@@ -572,8 +572,8 @@ TEST_F(SnapshotterTest, AConsumerThatAbandonsItsWavesEndsTheTake) {
 }
 
 TEST_F(SnapshotterTest, SeveralTrainersShareOneCeiling) {
-  base::ThreadExecutor workers(2, 64, "copy");
-  const auto snapshotter = make(3 * kMiB, &workers);
+  const auto workers = base::ThreadExecutor::start(2, 64, "copy").value();
+  const auto snapshotter = make(3 * kMiB, workers.get());
   std::vector<std::thread> trainers;
   for (std::uint64_t id = 0; id < 3; ++id) {
     trainers.emplace_back([&, id] {

@@ -117,7 +117,7 @@ struct Engine {
     options.keep = arguments.keep;
     auto storage = open_posix_storage(arguments.directory);
     if (!storage) return failure(storage.error());
-    checkpoint::Environment environment = checkpoint::make_environment(0);
+    checkpoint::Environment environment = checkpoint::make_environment(0).value();
     if (!arguments.threads) {
       pipeline = std::make_shared<testing::ManualExecutor>();
       environment.pipeline = pipeline;
