@@ -104,38 +104,35 @@ sys.stdin.read()  # The kernel lets the thread go when this process ends.
 """
 
 
-def threads_called(name: str) -> list[int]:
-    """The ids of this process's threads of that name."""
+def newest_thread_called(name: str) -> int:
+    """The id of that thread of this process which was started last."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         try:
-            if (task / "comm").read_text() == f"{name}\n":
-                found.append(int(task.name))
+            # Of what follows the name in parentheses, the twentieth is when it was started.
+            called, fields = (task / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
         except FileNotFoundError:
-            pass  # It has ended meanwhile.
-    return found
+            continue  # It has ended meanwhile.
+        if called == name:
+            found.append((int(fields.split()[19]), int(task.name)))
+    return max(found)[1]
 
 
 @contextlib.contextmanager
 def writing_stopped() -> Iterator[None]:
-    """In the block the engine's writing threads stand still. They must be idle when it begins."""
-    stoppers = []
+    """In the block the Checkpointer opened last does not write. It must be idle."""
     allow_tracing, by_anybody = 0x59616D61, -1  # PR_SET_PTRACER; by default only parents may.
     ctypes.CDLL(None).prctl(allow_tracing, ctypes.c_ulong(by_anybody), 0, 0, 0)
+    stopper = subprocess.Popen(
+        [sys.executable, "-c", _STOPPER, str(newest_thread_called("strandline-io"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        for thread in threads_called("strandline-io"):
-            stopper = subprocess.Popen(
-                [sys.executable, "-c", _STOPPER, str(thread)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stoppers.append(stopper)
-            if stopper.stdout.readline() != "stopped\n":
-                pytest.skip(f"may not stop a thread: {stopper.stderr.read().strip()}")
-        assert stoppers
+        if stopper.stdout.readline() != "stopped\n":
+            pytest.skip(f"may not stop a thread: {stopper.stderr.read().strip()}")
         yield
     finally:
-        for stopper in stoppers:
-            stopper.communicate()
+        stopper.communicate()

@@ -272,14 +272,15 @@ def two_steps(steps):
     return steps
 
 
-def assert_refused(checkpointer, error, named, text):
-    """Step 2 is refused whatever is asked, and the newest good one is step 1."""
+def assert_step_2_is_refused(checkpointer, error, named, text, *more_calls):
+    """Whoever asks for it gets an error that says why, and nothing is changed."""
     directory = os.path.join(checkpointer.path, "step-00000002")
     job = {"model": {"w": torch.full((1000,), 5.0), "b": torch.full((3,), 5.0)}, "epoch": 5}
     for call in (
         lambda: strandline.load(directory),
         lambda: strandline.load(checkpointer.path, step=2),
         lambda: checkpointer.restore(job, step=2, verify_first=True),
+        *more_calls,
     ):
         with pytest.raises(error) as caught:
             call()
@@ -287,6 +288,12 @@ def assert_refused(checkpointer, error, named, text):
         assert re.search(text, str(caught.value)), str(caught.value)
     assert job["epoch"] == 5
     assert (job["model"]["w"] == 5).all()
+
+
+def assert_passed_over(checkpointer, error, named, text):
+    """Step 2 is refused, and who asks for the newest gets step 1 and a warning."""
+    assert_step_2_is_refused(checkpointer, error, named, text)
+    job = {"model": {"w": torch.full((1000,), 5.0), "b": torch.full((3,), 5.0)}, "epoch": 5}
     with pytest.warns(strandline.StrandlineWarning, match="step-00000002"):
         assert_same_as_good(strandline.load(checkpointer.path))
     with pytest.warns(strandline.StrandlineWarning, match="step-00000002"):
@@ -321,13 +328,13 @@ def flip(content):
 def test_a_file_that_is_truncated_or_has_a_flipped_bit_is_named(two_steps, name, damage):
     file = Path(two_steps.path, "step-00000002", name)
     file.write_bytes(damage(file.read_bytes()))
-    assert_refused(two_steps, strandline.CorruptError, name, "")
+    assert_passed_over(two_steps, strandline.CorruptError, name, "")
 
 
 @pytest.mark.parametrize("name", ["rank-00000.json", SHARD])
 def test_a_file_that_is_gone_is_named(two_steps, name):
     Path(two_steps.path, "step-00000002", name).unlink()
-    assert_refused(two_steps, strandline.CorruptError, name, "")
+    assert_passed_over(two_steps, strandline.CorruptError, name, "")
 
 
 def test_a_flipped_bit_in_a_tensor_is_told_by_the_tensors_name(two_steps):
@@ -338,7 +345,7 @@ def test_a_flipped_bit_in_a_tensor_is_told_by_the_tensors_name(two_steps):
     with pytest.raises(strandline.CorruptError) as caught:
         strandline.load(file.parent)
     assert caught.value.key_path in ("model.w", "model.b")
-    assert_refused(two_steps, strandline.CorruptError, caught.value.key_path, SHARD)
+    assert_passed_over(two_steps, strandline.CorruptError, caught.value.key_path, SHARD)
 
 
 class Digest(ctypes.Structure):
@@ -413,7 +420,7 @@ def test_a_hostile_manifest_with_a_valid_digest_is_refused(two_steps, change):
     forge_manifest(Path(two_steps.path, "step-00000002"), change)
     # The manifest itself, or the first file that it does not fit.
     named = r"step-00000002/(manifest\.json|model-00001-of-00001\.safetensors)"
-    assert_refused(two_steps, strandline.CorruptError, "", named)
+    assert_passed_over(two_steps, strandline.CorruptError, "", named)
 
 
 def forge_header(directory, change):
@@ -480,7 +487,7 @@ def set_range(name, begin, end):
 )
 def test_a_hostile_shard_with_valid_digests_is_refused(two_steps, change):
     forge_header(Path(two_steps.path, "step-00000002"), change)
-    assert_refused(two_steps, strandline.CorruptError, SHARD, "")
+    assert_passed_over(two_steps, strandline.CorruptError, SHARD, "")
 
 
 @pytest.mark.parametrize(
@@ -493,7 +500,16 @@ def test_a_hostile_shard_with_valid_digests_is_refused(two_steps, change):
 )
 def test_a_checkpoint_of_a_newer_version_is_told_from_a_damaged_one(two_steps, change, text):
     forge_manifest(Path(two_steps.path, "step-00000002"), change)
-    assert_refused(two_steps, strandline.UnsupportedError, "step-00000002/manifest.json", text)
+    # It is not damaged, so that an older step in its place would be the wrong one.
+    assert_step_2_is_refused(
+        two_steps,
+        strandline.UnsupportedError,
+        "step-00000002/manifest.json",
+        text,
+        lambda: strandline.load(two_steps.path),
+        lambda: two_steps.restore({"epoch": 5}),
+    )
+    assert_unharmed(two_steps)
 
 
 @pytest.mark.parametrize(
