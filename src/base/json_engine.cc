@@ -5,12 +5,12 @@
 namespace strandline::base {
 
 void choose_json_engine() {
-  static const bool chosen = [] {
+  static const bool kChosen = [] {
     simdjson::get_active_implementation() =
         simdjson::get_available_implementations().detect_best_supported();
     return true;
   }();
-  static_cast<void>(chosen);
+  static_cast<void>(kChosen);
 }
 
 }  // namespace strandline::base
