@@ -117,9 +117,13 @@ struct Engine {
     options.keep = arguments.keep;
     auto storage = open_posix_storage(arguments.directory);
     if (!storage) return failure(storage.error());
-    checkpoint::Environment environment = checkpoint::make_environment(0).value();
-    if (!arguments.threads) {
+    checkpoint::Environment environment;
+    if (arguments.threads) {
+      environment = checkpoint::make_environment(std::nullopt).value();
+    } else {
       pipeline = std::make_shared<testing::ManualExecutor>();
+      environment.clock = std::make_shared<base::SystemClock>();
+      environment.devices = std::make_shared<device::Registry>();
       environment.pipeline = pipeline;
     }
     auto opened = CheckpointerAccess::open(*storage, options, std::move(environment));
