@@ -70,8 +70,9 @@ struct CheckpointerOptions {
   std::optional<std::uint64_t> host_bytes_max = {};
   /// Threads that help the caller copy. Default: half the cores, between 1 and 8; at most 256.
   std::optional<std::uint32_t> copy_threads = {};
-  /// How long a save may wait for staging memory, and for a device to finish copying. 0: not at all
-  /// for earlier saves; devices and the save's own waves then have ten minutes.
+  /// How long a save may wait for earlier saves to free staging memory, and then in each wave for
+  /// the wave before it to be written and for a device to finish copying. 0: not at all for earlier
+  /// saves; waves and devices then have ten minutes.
   std::chrono::milliseconds memory_wait{std::chrono::minutes(10)};
   /// How long close() waits for saves still running; then it cancels them and fails. restore()
   /// waits as long.

@@ -31,14 +31,18 @@ namespace strandline::inline v0 {
 
 namespace {
 
-// The writer waits for staging, which ends by itself: at the latest when it has waited for memory
-// as long as it may and then copied. This is more than any copy takes, so that staging alone
-// decides; without any bound a defect there would be a hang here.
+// The writer waits for each wave, whose staging ends by itself: at the latest when it has waited
+// for memory and then for devices as long as it may, and copied. This is more than any copy takes,
+// so that staging alone decides; without any bound a defect there would be a hang here.
 constexpr std::chrono::hours kCopyWait(1);
 
-// How long a save waits for devices and its own waves where it may not wait for earlier saves: the
-// default of memory_wait.
-constexpr std::chrono::minutes kOwnCopyWait(10);
+// How long each wave of a save may wait for its devices, and for an earlier wave to be written. No
+// wait for earlier saves does not mean none for this one's own: then it is the default of
+// memory_wait.
+std::chrono::milliseconds wave_wait(const CheckpointerOptions& options) {
+  const bool at_once = options.memory_wait <= std::chrono::milliseconds(0);
+  return base::at_most_a_year(at_once ? CheckpointerOptions{}.memory_wait : options.memory_wait);
+}
 
 }  // namespace
 
@@ -52,8 +56,7 @@ struct Checkpointer::Impl {
         snapshotter({.slab = {.host_bytes_max = options.host_bytes_max}}, *parts.devices,
                     parts.copy_workers.get(), *parts.clock),
         committer(store, options, run, *parts.clock),
-        pipeline(committer, parts.pipeline, parts.clock,
-                 base::at_most_a_year(options.memory_wait) + kCopyWait) {}
+        pipeline(committer, parts.pipeline, parts.clock, 2 * wave_wait(options) + kCopyWait) {}
 
   // Fails in a forked child and after close().
   [[nodiscard]] Status check_usable() const {
@@ -114,9 +117,7 @@ Status Checkpointer::Impl::stage(const std::shared_ptr<Save::Record>& record,
 
   staging::TakeOptions take;
   take.deadline = deadline;
-  // No wait for earlier saves does not mean none for this one's own copies and waves.
-  const bool at_once = options.memory_wait <= std::chrono::milliseconds(0);
-  take.copy_deadline = at_once ? base::deadline_after(begun, kOwnCopyWait) : deadline;
+  take.wave_wait = wave_wait(options);
   take.wait_for_memory = patient;
   if (save_options.interrupted) {
     // Cancelled as well, so that a save which the pipeline has already is skipped, and not failed.
@@ -276,7 +277,7 @@ Result<Save> Checkpointer::save(std::int64_t step, const StateDict& state,
                                 const SaveOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
   STRANDLINE_RETURN_IF_ERROR(impl_->check_outside_save());
-  return impl_->save(step, state, options);
+  return base::no_throw("saving", [&] { return impl_->save(step, state, options); });
 }
 
 Result<std::optional<Restored>> Checkpointer::restore(StateDict& state,
@@ -285,8 +286,9 @@ Result<std::optional<Restored>> Checkpointer::restore(StateDict& state,
   STRANDLINE_RETURN_IF_ERROR(state.construction());
   // A save that is on its way is newer than what is committed.
   STRANDLINE_RETURN_IF_ERROR(wait_until_finished(impl_->options.finish_wait));
-  STRANDLINE_ASSIGN_OR_RETURN(auto restored,
-                              checkpoint::restore_into(*impl_->store, state, options));
+  STRANDLINE_ASSIGN_OR_RETURN(auto restored, base::no_throw("restoring", [&] {
+                                return checkpoint::restore_into(*impl_->store, state, options);
+                              }));
   if (!restored) return std::nullopt;
   impl_->committer.note_restored(restored->sequence);
   return std::move(restored->restored);
@@ -296,13 +298,15 @@ Result<std::vector<std::int64_t>> Checkpointer::steps() const {
   if (base::fork_generation() != impl_->fork_generation) {
     return failure(impl_->check_usable().error());
   }
-  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::Catalog catalog,
-                              checkpoint::Catalog::read(*impl_->store));
-  std::vector<std::int64_t> steps;
-  for (const StepEntry& entry : catalog.entries()) {
-    if (entry.info) steps.push_back(entry.step);
-  }
-  return steps;
+  return base::no_throw("listing steps", [&]() -> Result<std::vector<std::int64_t>> {
+    STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::Catalog catalog,
+                                checkpoint::Catalog::read(*impl_->store));
+    std::vector<std::int64_t> steps;
+    for (const StepEntry& entry : catalog.entries()) {
+      if (entry.info) steps.push_back(entry.step);
+    }
+    return steps;
+  });
 }
 
 Result<std::optional<std::int64_t>> Checkpointer::latest_step() const {

@@ -14,8 +14,8 @@
 // and so would a snapshot whose consumer is busy with a later one that waits for the earlier. So
 // leasing goes by turns: a take has the turn from its first lease until `started` has handed the
 // snapshot to the consumer, in waves until its last segment is leased and filled. A take that fits
-// at once copies outside its turn, so several can copy together. All waits have the take's
-// deadline.
+// at once copies outside its turn, so several can copy together. What the take waits for of others
+// has one deadline; what it waits for of its own has one per wave.
 //
 // Failure. Whatever fails, the snapshot fails with it, so the consumer that was given it by
 // `started` stops too; and a consumer that abandons the snapshot ends the take. Memory and
@@ -80,6 +80,13 @@ Error cannot_stream(std::uint64_t needed, std::uint64_t bytes_max, const std::st
                           " bytes, or save less"};
 }
 
+// The wait of one wave for its own.
+base::Wait own_wait(const TakeOptions& options) {
+  // Waits are real time, whatever clock the engine runs on.
+  return base::Wait(base::deadline_after(std::chrono::steady_clock::now(), options.wave_wait),
+                    options.interrupted);
+}
+
 // Fails if the consumer has abandoned the snapshot. REQUIRES: staging has not failed it.
 Status check_consumer(const Snapshot& snapshot, TakeTimings& timings) {
   Status status = snapshot.status();
@@ -103,16 +110,14 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   spent.plan_ms = base::milliseconds_between(began, planned);
 
   base::Wait wait(options.deadline, options.interrupted);
-  base::Wait copy_wait(options.copy_deadline.value_or(options.deadline), options.interrupted);
   base::Wait do_not_wait(kDoNotWait);
   base::Turn turn(turns_);
   STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? wait : do_not_wait, kNoTurn));
   spent.wait_ms = base::milliseconds_between(planned, clock_.now());
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
                               lay_snapshot(std::move(plan), options));
-  Status staged = base::no_throw("copying the state", [&] {
-    return stage(snapshot, state, options, turn, wait, copy_wait, spent);
-  });
+  Status staged = base::no_throw(
+      "copying the state", [&] { return stage(snapshot, state, options, turn, wait, spent); });
   if (staged) staged = check_consumer(*snapshot, spent);
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
@@ -164,7 +169,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
 // Fills the segments: all at once, or one by one in waves.
 Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
                           const TakeOptions& options, base::Turn& turn, base::Wait& wait,
-                          base::Wait& copy_wait, TakeTimings& timings) {
+                          TakeTimings& timings) {
   const std::vector<Segment>& segments = snapshot->segments();
   const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments.size();
   base::Wait do_not_wait(kDoNotWait);
@@ -175,9 +180,11 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     std::vector<std::uint64_t> sizes;
     for (std::size_t i = first; i < last; ++i) sizes.push_back(segments[i].bytes);
     // Memory that this snapshot's own consumer holds is waited for under either policy.
+    base::Wait own_consumer = own_wait(options);
     base::Wait& earlier = options.wait_for_memory ? wait : do_not_wait;
     const base::Clock::Instant waiting = clock_.now();
-    Result<std::vector<memory::Lease>> leases = slab_.lease(sizes, first > 0 ? copy_wait : earlier);
+    Result<std::vector<memory::Lease>> leases =
+        slab_.lease(sizes, first > 0 ? own_consumer : earlier);
     timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
     if (!leases) {
       timings.failed_by_consumer = leases.error().code == ErrorCode::kTimeout;
@@ -196,7 +203,8 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
     auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
                                          CopyJob::Source{&state, &devices_}, std::move(open));
     copy(job);
-    STRANDLINE_RETURN_IF_ERROR(job->wait(copy_wait));
+    base::Wait devices = own_wait(options);
+    STRANDLINE_RETURN_IF_ERROR(job->wait(devices));
     open = job->take_open();
     first = last;
   } while (first < segments.size());

@@ -34,10 +34,12 @@ struct TakeTimings {
 
 struct TakeOptions {
   Layout layout = Layout::kFile;
-  // Until when to wait for memory and for devices.
+  // Until when to wait for other snapshots: for their turn to end, and for memory they hold.
   base::Clock::Instant deadline;
-  // Until when to wait for devices, and for memory of this snapshot's own waves. Default: deadline.
-  std::optional<base::Clock::Instant> copy_deadline;
+  // How long to wait for the devices of a wave (a snapshot that fits at once is one wave), and for
+  // the memory that this snapshot's own consumer gives back. Each wave has it anew, so that a large
+  // state on a slow disk may take as long as it keeps going on.
+  std::chrono::milliseconds wave_wait{std::chrono::minutes(10)};
   // Asked while it waits for these; true ends the take with kUnavailable. See base::Wait.
   std::function<bool()> interrupted;
   // Fail at once with kTimeout where memory is taken by earlier generations.
@@ -70,7 +72,7 @@ class Snapshotter {
   // Copies everything that `state` reaches and returns when all of it has been copied (mode
   // `copy`): afterwards the state may change. Every stored byte is digested. A state larger than
   // the ceiling streams in waves of half of it. Blocks until then, at the longest until the
-  // deadline plus the time that running copies take. `timings` may be null.
+  // deadline plus twice wave_wait for each wave. `timings` may be null.
   //
   // On failure the snapshot given to `started` fails with the same error, and memory that a device
   // may still write to is given back only when that device has finished; the tensors' keep-alives
@@ -90,7 +92,7 @@ class Snapshotter {
                                                                const TakeOptions& options);
   [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
                              const TakeOptions& options, base::Turn& turn, base::Wait& wait,
-                             base::Wait& copy_wait, TakeTimings& timings);
+                             TakeTimings& timings);
   void copy(const std::shared_ptr<CopyJob>& job);
 
   memory::Slab slab_;

@@ -155,6 +155,13 @@ TakeOptions until(Clock::Instant deadline) {
   return options;
 }
 
+// Without patience with devices and the snapshot's own consumer.
+TakeOptions impatient() {
+  TakeOptions options = until(soon());
+  options.wave_wait = std::chrono::milliseconds(0);
+  return options;
+}
+
 TEST_F(SnapshotterTest, ASnapshotHoldsEveryByteAndItsDigests) {
   Model model;
   const StateDict state = model.state();
@@ -305,7 +312,7 @@ TEST_F(SnapshotterTest, AfterTheDeadlineMemoryAndTensorStayHeldUntilTheLateCompl
     TensorView view = on_fake_device(bytes);
     view.keep_alive = keep_alive;
     const StateDict state{{"m", StateDict{{"w", view}}}};
-    const auto late = snapshotter->take(state, until(kLongAgo), nullptr);
+    const auto late = snapshotter->take(state, impatient(), nullptr);
     ASSERT_FALSE(late);
     EXPECT_EQ(late.error().code, ErrorCode::kTimeout);
   }
@@ -327,7 +334,7 @@ TEST_F(SnapshotterTest, AfterTheDeadlineMemoryAndTensorStayHeldUntilTheLateCompl
 TEST_F(SnapshotterTest, LateCompletionsOutliveTheSnapshotter) {
   std::vector<std::uint8_t> bytes = random_bytes(kMiB, 3);
   const StateDict state{{"m", StateDict{{"w", on_fake_device(bytes)}}}};
-  EXPECT_FALSE(make(16 * kMiB)->take(state, until(kLongAgo), nullptr));
+  EXPECT_FALSE(make(16 * kMiB)->take(state, impatient(), nullptr));
   EXPECT_EQ(fake_->complete_all(), 4u);
 }
 
@@ -539,7 +546,7 @@ TEST_F(SnapshotterTest, AConsumerThatHoldsItsWavesForEverMakesTheTakeTimeOut) {
   Model model;
   const auto snapshotter = make(2 * kMiB);
   std::shared_ptr<Snapshot> given;
-  TakeOptions options = until(std::chrono::steady_clock::now() + std::chrono::milliseconds(20));
+  TakeOptions options = impatient();
   options.started = [&](std::shared_ptr<Snapshot> snapshot) {
     given = std::move(snapshot);
     return Status();
@@ -550,6 +557,34 @@ TEST_F(SnapshotterTest, AConsumerThatHoldsItsWavesForEverMakesTheTakeTimeOut) {
   EXPECT_EQ(given->wait_segment(2, kLongAgo).error().code, ErrorCode::kTimeout);
   given.reset();
   EXPECT_EQ(snapshotter->slab().bytes_in_use(), 0u);
+}
+
+TEST_F(SnapshotterTest, EachWaveMayWaitAnewSoThatASlowConsumerIsNoFailure) {
+  std::vector<std::uint8_t> bytes = random_bytes(5 * kMiB, 3);
+  const StateDict state{{"m", StateDict{{"w", TensorView::of(bytes)}}}};
+  const auto snapshotter = make(2 * kMiB);
+  TakeOptions options = until(soon());
+  options.wave_wait = std::chrono::seconds(2);
+  std::thread consumer;
+  options.started = [&](std::shared_ptr<Snapshot> snapshot) {
+    consumer = std::thread([snapshot = std::move(snapshot)] {
+      for (std::size_t i = 0; i < snapshot->segments().size(); ++i) {
+        ASSERT_TRUE(snapshot->wait_segment(i, soon()));
+        // No segment that lies further ahead than memory can come before this one is released, so
+        // this lasts until its deadline: two of them are longer than the patience with one wave.
+        if (i < 2) {
+          const auto ahead = snapshot->wait_segment(
+              i + 2, std::chrono::steady_clock::now() + std::chrono::milliseconds(1200));
+          ASSERT_FALSE(ahead);
+        }
+        snapshot->release_segment(i);
+      }
+    });
+    return Status();
+  };
+  const auto snapshot = snapshotter->take(state, options, nullptr);
+  consumer.join();
+  EXPECT_TRUE(snapshot) << snapshot.error().text();
 }
 
 TEST_F(SnapshotterTest, AConsumerThatAbandonsItsWavesEndsTheTake) {
