@@ -73,6 +73,10 @@ class STRANDLINE_EXPORT ReadableDirectory {
 class STRANDLINE_EXPORT WriterLock {
  public:
   virtual ~WriterLock() = default;
+
+  /// Whether it still keeps others out: false once somebody removed what the lock lies on, such as
+  /// the whole storage, so that another writer may have come in. Thread-safety: single-threaded.
+  [[nodiscard]] virtual bool held() const = 0;
 };
 
 /// What publish() may do to a step of the same name.

@@ -425,6 +425,20 @@ TEST(OneWriter, ASecondOneMayReadButItsSaveNamesTheFirst) {
   EXPECT_THAT(must(second.steps()), ElementsAre(1, 2));
 }
 
+TEST(OneWriter, WhoeverRemovesTheWholeDirectoryDoesNotLetASecondWriterIn) {
+  const TemporaryDirectory directory;
+  Checkpointer first = must(Checkpointer::open(directory / "run"));
+  commit(first, 1);
+  std::filesystem::remove_all(directory / "run");
+  Checkpointer second = must(Checkpointer::open(directory / "run"));
+  commit(second, 7);
+  Job job(2);
+  EXPECT_EQ(must_fail(first.save(2, job.state())).code, ErrorCode::kUnavailable);
+  must(second.close());
+  commit(first, 2);
+  EXPECT_THAT(must(first.steps()), ElementsAre(7, 2)) << "in the order of their commits";
+}
+
 // Runs in a child without any rights, and gives what it returned.
 int run_unprivileged(const std::function<int()>& body) {
   const pid_t child = ::fork();

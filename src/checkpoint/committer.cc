@@ -215,7 +215,10 @@ Status check_not_foreign(Storage& storage, const std::string& name) {
 Result<std::optional<std::string>> damage_of(Storage& storage, const std::string& name) {
   STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(name));
   const Result<Checkpoint> checkpoint = Checkpoint::open(std::move(directory));
-  if (!checkpoint) return checkpoint.error().text();
+  if (!checkpoint) {
+    if (!is_damage(checkpoint.error())) return failure(checkpoint.error());
+    return checkpoint.error().text();
+  }
   const Result<std::vector<Damage>> damages = checkpoint->verify();
   if (!damages) return std::nullopt;
   // A file that was added later is no reason to delete a step.
@@ -282,7 +285,9 @@ void Committer::release(std::int64_t step) {
 }
 
 Status Committer::become_writer() {
-  if (lock_) return {};
+  if (lock_ && lock_->held()) return {};
+  // Somebody may have removed the storage, lock and all, while the job ran.
+  lock_.reset();
   STRANDLINE_ASSIGN_OR_RETURN(std::unique_ptr<WriterLock> writer_lock,
                               storage_->lock(options_.opened_at));
   STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage_));

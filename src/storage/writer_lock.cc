@@ -7,7 +7,7 @@
 // The file is never removed. Were it removed at release, this could happen: B has opened it and is
 // about to lock; A removes and releases it; B locks the file that has no name any more; C creates a
 // new one and locks that. Two writers. (If a person removes the file between our opening and our
-// locking it, the look at the name afterwards notices.)
+// locking it, the look at the name afterwards notices; if later, held() does.)
 //
 // The file's content tells whoever comes second who holds the lock. It is one line of JSON, written
 // after locking, and serves for that message only: nothing is decided by it, so that it may be
@@ -48,10 +48,16 @@ constexpr std::size_t kHolderBytesMax = 16 << 10;
 
 class FileWriterLock final : public WriterLock {
  public:
-  explicit FileWriterLock(ProcessLock lock) : lock_(std::move(lock)) {}
+  FileWriterLock(ProcessLock lock, std::string path)
+      : lock_(std::move(lock)), path_(std::move(path)) {}
+
+  [[nodiscard]] bool held() const override {
+    return is_same_file(AT_FDCWD, path_, lock_.descriptor());
+  }
 
  private:
   ProcessLock lock_;
+  const std::string path_;  // Absolute, as a storage's path is.
 };
 
 struct Holder {
@@ -150,7 +156,7 @@ Result<std::unique_ptr<WriterLock>> acquire_writer_lock(int root, const std::str
     if (!lock) return failure(held_by_another(root, path));
     if (!is_same_file(root, name, lock->descriptor())) continue;
     write_holder(lock->descriptor(), opened_at);
-    return std::make_unique<FileWriterLock>(std::move(*lock));
+    return std::make_unique<FileWriterLock>(std::move(*lock), lock_path);
   }
   return failure(Error{.code = ErrorCode::kUnavailable,
                        .message = fmt::format("cannot lock '{}': something keeps removing it; find "

@@ -71,6 +71,20 @@ TEST_F(WriterLockTest, ReleasingItLetsTheNextInAndKeepsTheFile) {
   EXPECT_TRUE(std::filesystem::exists(storage_->path() + "/.lock"));
 }
 
+TEST_F(WriterLockTest, ALockWhoseFileWasRemovedKeepsNobodyOutAndSaysSo) {
+  for (const char* removed : {"root/.lock", "root"}) {
+    const auto lock = storage_->lock("here");
+    ASSERT_TRUE(lock);
+    EXPECT_TRUE((*lock)->held());
+    std::filesystem::remove_all(directory_ / removed);
+    EXPECT_FALSE((*lock)->held()) << removed;
+    const auto other = open_posix_storage(directory_ / "root").value()->lock("there");
+    ASSERT_TRUE(other);
+    EXPECT_TRUE((*other)->held());
+    EXPECT_FALSE((*lock)->held()) << "the file is another's";
+  }
+}
+
 TEST_F(WriterLockTest, AnUnreadableHolderStillRefusesTheSecond) {
   const auto lock = storage_->lock("here");
   ASSERT_TRUE(lock);
