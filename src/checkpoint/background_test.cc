@@ -628,6 +628,30 @@ TEST_F(OneThread, WhereMemoryRunsOutInTheBackgroundTheSaveFailsAndTheNextCommits
   must(checkpointer.close());
 }
 
+TEST_F(OneThread, WhereMemoryRunsOutInAReadingCallItIsAnErrorAndTheNextCallWorks) {
+  Checkpointer checkpointer = open_engine();
+  Job job(1);
+  must(checkpointer.save(1, job.state()));
+  pipeline_->run_all();
+  for (const char* operation : {"list", "open", "file_bytes", "read_at"}) {
+    StateDict state = job.state();
+    bool thrown = false;
+    storage_->before_each_call([&](const auto& call) {
+      if (call.operation != operation) return;
+      thrown = true;
+      throw std::bad_alloc();
+    });
+    const auto restored = checkpointer.restore(state);
+    const auto steps = checkpointer.steps();
+    storage_->before_each_call(nullptr);
+    EXPECT_TRUE(thrown) << operation;
+    EXPECT_EQ(must_fail(restored).code, ErrorCode::kMemoryLimit) << operation;
+    EXPECT_EQ(must_fail(steps).code, ErrorCode::kMemoryLimit) << operation;
+    EXPECT_EQ(must(checkpointer.restore(state))->step, 1);
+  }
+  must(checkpointer.close());
+}
+
 TEST_F(OneThread, ADeviceThatFailsFailsThatSaveWithItsKey) {
   Checkpointer checkpointer = open_engine();
   Job job(1);

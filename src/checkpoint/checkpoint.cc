@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "checkpoint/manifest_file.h"
 #include "checkpoint/step_path.h"
@@ -62,6 +63,7 @@ struct Checkpoint::Impl {
   std::vector<StoredTensor> stored;
   std::vector<const std::vector<format::Digest>*> digests;  // Per tensor; the owner's for aliases.
 
+  [[nodiscard]] Status open_files();
   [[nodiscard]] Status open_file(const FileInfo& file);
   [[nodiscard]] Status open_shard(const FileInfo& file);
   [[nodiscard]] Status open_rank_file(const FileInfo& file, const std::string& content);
@@ -72,6 +74,9 @@ struct Checkpoint::Impl {
   [[nodiscard]] Status read_one(const TensorRead& read, std::vector<std::byte>& buffer,
                                 bool& touched,
                                 const std::function<Status(std::uint64_t)>& advance) const;
+  [[nodiscard]] Status read(std::span<const TensorRead> reads, const ProgressCallback& progress,
+                            std::size_t* done) const;
+  [[nodiscard]] Result<std::vector<Damage>> verify(const ProgressCallback& progress) const;
   [[nodiscard]] std::string tensor_path(std::uint32_t tensor) const {
     return manifest.tree.structure().path_text(manifest.tree.structure().tensors()[tensor].node);
   }
@@ -222,6 +227,18 @@ TensorSource Checkpoint::Impl::source(std::uint32_t tensor) const {
   return {stored[owner].file, stored[owner].file_offset, stored[owner].bytes, digests[owner]};
 }
 
+Status Checkpoint::Impl::open_files() {
+  STRANDLINE_ASSIGN_OR_RETURN(manifest, checkpoint::read_manifest(*directory));
+  // Shards first: rank files speak about them.
+  for (const bool want_shards : {true, false}) {
+    for (const FileInfo& file : manifest.info.files) {
+      if (is_shard(file) != want_shards) continue;
+      STRANDLINE_RETURN_IF_ERROR(open_file(file));
+    }
+  }
+  return connect();
+}
+
 Result<Checkpoint> Checkpoint::open(const std::filesystem::path& step_directory) {
   std::error_code error;
   // From within: "." and ".." name a step too.
@@ -236,18 +253,12 @@ Result<Checkpoint> Checkpoint::open(const std::filesystem::path& step_directory)
 }
 
 Result<Checkpoint> Checkpoint::open(std::shared_ptr<ReadableDirectory> directory) {
-  auto impl = std::make_shared<Impl>();
-  impl->directory = std::move(directory);
-  STRANDLINE_ASSIGN_OR_RETURN(impl->manifest, checkpoint::read_manifest(*impl->directory));
-  // Shards first: rank files speak about them.
-  for (const bool shards : {true, false}) {
-    for (const FileInfo& file : impl->manifest.info.files) {
-      if (is_shard(file) != shards) continue;
-      STRANDLINE_RETURN_IF_ERROR(impl->open_file(file));
-    }
-  }
-  STRANDLINE_RETURN_IF_ERROR(impl->connect());
-  return Checkpoint(std::move(impl));
+  return base::no_throw("opening a checkpoint", [&]() -> Result<Checkpoint> {
+    auto impl = std::make_shared<Impl>();
+    impl->directory = std::move(directory);
+    STRANDLINE_RETURN_IF_ERROR(impl->open_files());
+    return Checkpoint(std::move(impl));
+  });
 }
 
 const CheckpointInfo& Checkpoint::info() const { return impl_->manifest.info; }
@@ -286,31 +297,35 @@ Status Checkpoint::Impl::read_one(const TensorRead& read, std::vector<std::byte>
       });
 }
 
-Status Checkpoint::read(std::span<const TensorRead> reads, const ProgressCallback& progress,
-                        std::size_t* done) const {
+Status Checkpoint::Impl::read(std::span<const TensorRead> reads, const ProgressCallback& progress,
+                              std::size_t* done) const {
   std::uint64_t total = 0;
-  for (const TensorRead& read : reads) total += impl_->stored[read.tensor].bytes;
+  for (const TensorRead& each : reads) total += stored[each.tensor].bytes;
   std::uint64_t finished = 0;
   std::vector<std::byte> buffer;
   if (done != nullptr) *done = 0;
   for (std::size_t i = 0; i < reads.size(); ++i) {
-    const TensorRead& read = reads[i];
+    const TensorRead& one = reads[i];
     bool touched = false;
-    Status status = impl_->read_one(read, buffer, touched, [&](std::uint64_t bytes) -> Status {
+    Status status = read_one(one, buffer, touched, [&](std::uint64_t bytes) -> Status {
       finished += bytes;
       if (!progress || progress(finished, total)) return {};
       return failure(ErrorCode::kUnavailable, "reading was stopped by the caller");
     });
     if ((touched || status) && done != nullptr) *done = i + 1;
     if (status) continue;
-    Error error =
-        at_file(std::move(status).error(), *impl_->directory, impl_->stored[read.tensor].file);
-    error.key_path = impl_->tensor_path(read.tensor);
+    Error error = at_file(std::move(status).error(), *directory, stored[one.tensor].file);
+    error.key_path = tensor_path(one.tensor);
     if (error.code == ErrorCode::kNotFound) error.code = ErrorCode::kCorrupt;
     error.message = fmt::format("cannot read tensor '{}': {}", error.key_path, error.message);
     return failure(std::move(error));
   }
   return {};
+}
+
+Status Checkpoint::read(std::span<const TensorRead> reads, const ProgressCallback& progress,
+                        std::size_t* done) const {
+  return base::no_throw("reading tensors", [&] { return impl_->read(reads, progress, done); });
 }
 
 // Everything in the directory that the manifest does not list. Other programs might read it, and
@@ -333,24 +348,25 @@ void Checkpoint::Impl::find_strangers(std::vector<Damage>& damages) const {
   }
 }
 
-Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress) const {
+Result<std::vector<Damage>> Checkpoint::Impl::verify(const ProgressCallback& progress) const {
   std::vector<Damage> damages;
   std::uint64_t finished = 0;
   std::vector<std::byte> buffer;
   // What open() checked may have changed since.
-  const Result<Checkpoint> again = open(impl_->directory);
+  const Result<Checkpoint> again = Checkpoint::open(directory);
   if (!again) {
+    if (again.error().code == ErrorCode::kMemoryLimit) return failure(again.error());
     damages.push_back({std::filesystem::path(again.error().path).filename().string(),
                        again.error().key_path, again.error().message});
   }
-  impl_->find_strangers(damages);
+  find_strangers(damages);
   std::uint64_t total = 0;
-  for (const StoredTensor& stored : impl_->stored) total += stored.alias_of ? 0 : stored.bytes;
-  for (std::uint32_t i = 0; i < impl_->stored.size(); ++i) {
-    if (impl_->stored[i].alias_of) continue;
+  for (const StoredTensor& each : stored) total += each.alias_of ? 0 : each.bytes;
+  for (std::uint32_t i = 0; i < stored.size(); ++i) {
+    if (stored[i].alias_of) continue;
     bool stopped = false;
     const Status status = checkpoint::read_checked(
-        *impl_->directory, impl_->source(i), 0, impl_->stored[i].bytes, buffer,
+        *directory, source(i), 0, stored[i].bytes, buffer,
         [&](std::uint64_t, std::span<const std::byte> bytes) -> Status {
           finished += bytes.size();
           stopped = progress && !progress(finished, total);
@@ -359,10 +375,14 @@ Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress)
         });
     if (stopped) return failure(status.error());
     if (!status) {
-      damages.push_back({impl_->stored[i].file, impl_->tensor_path(i), status.error().message});
+      damages.push_back({stored[i].file, tensor_path(i), status.error().message});
     }
   }
   return damages;
+}
+
+Result<std::vector<Damage>> Checkpoint::verify(const ProgressCallback& progress) const {
+  return base::no_throw("verifying", [&] { return impl_->verify(progress); });
 }
 
 }  // namespace strandline::inline v0

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "checkpoint/catalog.h"
 #include "checkpoint/newest.h"
@@ -95,9 +96,7 @@ Error nothing_there(const std::filesystem::path& path) {
                .path = path.string()};
 }
 
-}  // namespace
-
-Result<Loaded> load(const std::filesystem::path& path, const LoadOptions& options) {
+Result<Loaded> load_from_path(const std::filesystem::path& path, const LoadOptions& options) {
   Loaded loaded;
   if (const std::optional<StepPath> step = as_step(path)) {
     STRANDLINE_RETURN_IF_ERROR(checkpoint::use_step(*step, [&](const Checkpoint& checkpoint) {
@@ -118,12 +117,20 @@ Result<Loaded> load(const std::filesystem::path& path, const LoadOptions& option
   return loaded;
 }
 
+}  // namespace
+
+Result<Loaded> load(const std::filesystem::path& path, const LoadOptions& options) {
+  return base::no_throw("loading", [&] { return load_from_path(path, options); });
+}
+
 Result<std::vector<StepEntry>> list_checkpoints(const std::filesystem::path& directory) {
-  std::error_code ignored;
-  if (!std::filesystem::exists(directory, ignored)) return failure(nothing_there(directory));
-  STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(directory));
-  STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage));
-  return catalog.entries();
+  return base::no_throw("listing checkpoints", [&]() -> Result<std::vector<StepEntry>> {
+    std::error_code ignored;
+    if (!std::filesystem::exists(directory, ignored)) return failure(nothing_there(directory));
+    STRANDLINE_ASSIGN_OR_RETURN(const auto storage, open_posix_storage(directory));
+    STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage));
+    return catalog.entries();
+  });
 }
 
 }  // namespace strandline::inline v0

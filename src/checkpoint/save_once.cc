@@ -102,9 +102,8 @@ Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
   return publication.durable;
 }
 
-}  // namespace
-
-Status save(const std::filesystem::path& path, const StateDict& state, const SaveOptions& options) {
+Status save_at(const std::filesystem::path& path, const StateDict& state,
+               const SaveOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(0, state, options));
   STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::StepPath step, checkpoint::split_step_path(path));
   STRANDLINE_ASSIGN_OR_RETURN(const std::string run, checkpoint::make_run_id());
@@ -146,6 +145,12 @@ Status save(const std::filesystem::path& path, const StateDict& state, const Sav
   // Readers take the old checkpoint from there while there is no new one.
   sweep(step, format::DirectoryName::Kind::kReplaced);
   return {};
+}
+
+}  // namespace
+
+Status save(const std::filesystem::path& path, const StateDict& state, const SaveOptions& options) {
+  return base::no_throw("saving", [&] { return save_at(path, state, options); });
 }
 
 }  // namespace strandline::inline v0
