@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <map>
 #include <new>
 #include <set>
 #include <utility>
@@ -182,26 +184,50 @@ Status Destinations::allocate_one(std::uint32_t tensor, const Allocator& allocat
 
 Status Destinations::allocate(const std::vector<bool>& wanted, const Allocator& allocate) {
   const std::vector<StoredTensor>& stored = checkpoint_.stored();
-  std::vector<bool> allocated(stored.size(), false);
-  for (const bool aliases : {false, true}) {
-    for (std::uint32_t i = 0; i < stored.size(); ++i) {
-      if (stored[i].alias_of.has_value() != aliases || !wanted[i] || placed_[i]) continue;
-      if (!aliases || !allocated[*stored[i].alias_of]) {
-        STRANDLINE_RETURN_IF_ERROR(allocate_one(i, allocate));
-        allocated[i] = true;
-        continue;
-      }
-      const TensorView& owner = state_.tensors()[*stored[i].alias_of];
-      TensorView view = TensorView::row_major(owner.data + stored[i].alias_offset_bytes,
-                                              state_.tensors()[i].dtype, state_.tensors()[i].shape);
-      view.storage_base = owner.storage_base;
-      view.storage_bytes = owner.storage_bytes;
-      view.framework = state_.tensors()[i].framework;
-      view.keep_alive = owner.keep_alive;
-      state_.tensors()[i] = std::move(view);
+  std::vector<std::uint32_t> order;
+  for (std::uint32_t i = 0; i < stored.size(); ++i) {
+    if (wanted[i] && !placed_[i]) order.push_back(i);
+  }
+  // Owners first, then aliases from the largest on: of several aliases whose owner is not wanted,
+  // one that holds the others comes before them.
+  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    if (!stored[a].alias_of || !stored[b].alias_of)
+      return !stored[a].alias_of && stored[b].alias_of;
+    return stored[a].bytes > stored[b].bytes;
+  });
+  std::map<std::uint32_t, std::vector<std::uint32_t>> allocated;  // By owner.
+  for (const std::uint32_t i : order) {
+    std::vector<std::uint32_t>& known = allocated[stored[i].alias_of.value_or(i)];
+    const std::uint64_t element_bytes = std::max(dtype_bits(state_.tensors()[i].dtype) / 8, 1u);
+    const auto holder = std::find_if(known.begin(), known.end(), [&](std::uint32_t other) {
+      const std::uint64_t begin = stored[i].alias_offset_bytes;
+      const std::uint64_t memory = stored[other].alias_offset_bytes;
+      return memory <= begin && begin + stored[i].bytes <= memory + stored[other].bytes &&
+             (begin - memory) % element_bytes == 0;
+    });
+    if (holder == known.end()) {
+      STRANDLINE_RETURN_IF_ERROR(allocate_one(i, allocate));
+      known.push_back(i);
+    } else {
+      share(i, *holder);
     }
   }
   return {};
+}
+
+// `tensor` becomes a view into the memory of `holder`, whose saved bytes contain its own.
+void Destinations::share(std::uint32_t tensor, std::uint32_t holder) {
+  const std::vector<StoredTensor>& stored = checkpoint_.stored();
+  const TensorView& memory = state_.tensors()[holder];
+  const std::uint64_t offset =
+      stored[tensor].alias_offset_bytes - stored[holder].alias_offset_bytes;
+  TensorView view = TensorView::row_major(memory.data + offset, state_.tensors()[tensor].dtype,
+                                          state_.tensors()[tensor].shape);
+  view.storage_base = memory.storage_base;
+  view.storage_bytes = memory.storage_bytes;
+  view.framework = state_.tensors()[tensor].framework;
+  view.keep_alive = memory.keep_alive;
+  state_.tensors()[tensor] = std::move(view);
 }
 
 Result<std::optional<RestoredFrom>> restore_into(Storage& storage, StateDict& state,

@@ -32,7 +32,7 @@ class Destinations {
   void set(std::uint32_t tensor, TensorView view);
 
   // Every tensor for which `wanted` is true and that has no place yet gets memory: aliases share
-  // that of their owner where it was allocated here too.
+  // that of their owner, or of another alias that holds their bytes, if it was allocated here too.
   [[nodiscard]] Status allocate(const std::vector<bool>& wanted, const Allocator& allocate);
 
   [[nodiscard]] const std::vector<TensorRead>& reads() const { return reads_; }
@@ -40,6 +40,7 @@ class Destinations {
 
  private:
   [[nodiscard]] Status allocate_one(std::uint32_t tensor, const Allocator& allocate);
+  void share(std::uint32_t tensor, std::uint32_t holder);
 
   const Checkpoint& checkpoint_;
   StateDict state_;
