@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <numeric>
+
 #include "strandline/checkpointer.h"
 #include "testing/checkpoint_fixture.h"
 
@@ -95,6 +97,38 @@ TEST(Load, ASubtreeReadsOnlyItsOwnTensorsAndAliasesShareMemory) {
   EXPECT_EQ(must(head.state.tensor("model.embedding")).data, nullptr);
 }
 
+TEST(Load, AliasesShareMemoryWithoutTheTensorThatTheyAreViewsOf) {
+  std::vector<float> weights(64);
+  std::iota(weights.begin(), weights.end(), 1.0F);
+  TensorView half = TensorView::row_major(weights.data() + 3, DType::kF32, {32});
+  half.storage_base = reinterpret_cast<const std::byte*>(weights.data());
+  half.storage_bytes = weights.size() * sizeof(float);
+  TensorView quarter = half;
+  quarter.data += 5 * sizeof(float);
+  quarter.shape = {16};
+  TensorView other = half;
+  other.dtype = DType::kF64;  // In the same bytes, but not where an element of it may begin.
+  other.shape = {4};
+  other.strides_bytes = {8};
+  other.data += sizeof(float);
+  const StateDict state{{"model", StateDict{{"flat", TensorView::of(weights)},
+                                            {"quarter", quarter},
+                                            {"half", half},
+                                            {"other", other}}}};
+  const TemporaryDirectory directory;
+  must(save(directory / "x", state));
+  const Loaded loaded =
+      must(load(directory / "x", keys({"model.quarter", "model.half", "model.other"})));
+  const TensorView loaded_half = must(loaded.state.tensor("model.half"));
+  const TensorView loaded_quarter = must(loaded.state.tensor("model.quarter"));
+  const TensorView loaded_other = must(loaded.state.tensor("model.other"));
+  EXPECT_EQ(loaded_quarter.data, loaded_half.data + 5 * sizeof(float));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(loaded_other.data) % sizeof(double), 0u);
+  EXPECT_EQ(testing::bytes_of(loaded_half), testing::bytes_of(half));
+  EXPECT_EQ(testing::bytes_of(loaded_quarter), testing::bytes_of(quarter));
+  EXPECT_EQ(testing::bytes_of(loaded_other), testing::bytes_of(other));
+}
+
 TEST(Load, AMissingKeyIsReportedWithTheKnownOnes) {
   const TemporaryDirectory directory;
   commit_steps(directory.path(), {1});
@@ -178,6 +212,31 @@ TEST(SaveOnce, TakesAnyPathThatNamesSomething) {
   for (const char* path : {"", ".", "..", "/", "x/..", "x/."}) {
     EXPECT_EQ(must_fail(save(path, job.state())).code, ErrorCode::kInvalidArgument) << path;
   }
+}
+
+TEST(SaveOnce, ReplacesWhatALinkLeadsToAndKeepsTheLink) {
+  const TemporaryDirectory directory;
+  Job first(1);
+  must(save(directory / "far/real", first.state()));
+  std::filesystem::create_symlink("far/real", directory / "link");
+  for (const char* name : {"link", "link/"}) {
+    Job next(name[4] == '/' ? 3 : 2);
+    must(save(directory / name, next.state()));
+    EXPECT_TRUE(std::filesystem::is_symlink(directory / "link"));
+    EXPECT_EQ(content_of(must(load(directory / "far/real")).state), content_of(next));
+    EXPECT_THAT(names_in(directory / "far"), ElementsAre("real"));
+  }
+}
+
+TEST(SaveOnce, RefusesMoreMetadataThanAManifestHoldsBeforeItCopies) {
+  const TemporaryDirectory directory;
+  Job job(1);
+  SaveOptions options;
+  options.metadata = StateDict{{"log", Value(Value::Bytes{std::string(64 << 20, 'x')})}};
+  const Error error = must_fail(save(directory / "x", job.state(), options));
+  EXPECT_EQ(error.code, ErrorCode::kUnsupported);
+  EXPECT_EQ(error.key_path, "log");
+  EXPECT_THAT(names_in(directory.path()), IsEmpty());
 }
 
 TEST(SaveOnce, RefusesWhateverIsNoIntactCheckpointAndLeavesItAlone) {

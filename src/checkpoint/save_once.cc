@@ -33,6 +33,15 @@ namespace {
 // How long writing may wait for the next piece of staging, and staging for memory.
 constexpr std::chrono::minutes kStagingWait(10);
 
+// Where a link to a checkpoint leads, so that it is replaced there and the link stays.
+std::filesystem::path without_link(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::path link = path.has_filename() ? path : path.parent_path();
+  if (!std::filesystem::is_symlink(std::filesystem::symlink_status(link, error))) return path;
+  const std::filesystem::path target = std::filesystem::canonical(path, error);
+  return error ? path : target;  // A link that leads nowhere is in the way: see publish_mode().
+}
+
 Result<Publish> publish_mode(const checkpoint::StepPath& step) {
   std::error_code ignored;
   const std::string path = step.text();
@@ -105,7 +114,8 @@ Status write_once(const OnceRequest& once, staging::Snapshot& snapshot) {
 Status save_at(const std::filesystem::path& path, const StateDict& state,
                const SaveOptions& options) {
   STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(0, state, options));
-  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::StepPath step, checkpoint::split_step_path(path));
+  STRANDLINE_ASSIGN_OR_RETURN(const checkpoint::StepPath step,
+                              checkpoint::split_step_path(without_link(path)));
   STRANDLINE_ASSIGN_OR_RETURN(const std::string run, checkpoint::make_run_id());
   STRANDLINE_ASSIGN_OR_RETURN(const Publish mode, publish_mode(step));
   sweep(step, format::DirectoryName::Kind::kPartial);

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "base/result_macros.h"
+
 namespace strandline::inline v0 {
 namespace {
 
@@ -19,6 +21,12 @@ tl::unexpected<Error> still_running(std::int64_t step, std::string_view phase,
 
 Save::Record::Record(std::int64_t step, std::shared_ptr<const base::Clock> clock)
     : step_(step), clock_(std::move(clock)), called_(clock_->now()) {}
+
+Status Save::Record::check_process() const {
+  if (base::fork_generation() == fork_generation_) return {};
+  return failure(ErrorCode::kUnavailable,
+                 "this save belongs to the process that forked, and only that one knows about it");
+}
 
 void Save::Record::attach(std::shared_ptr<staging::Snapshot> snapshot) {
   base::MutexLock lock(mutex_);
@@ -144,20 +152,36 @@ bool Save::Record::cancel() {
 
 // ---- Save: a handle of its record ----
 
+// In a forked child the record's lock may be held for ever, by a thread that does not exist there.
+
 std::int64_t Save::step() const { return record_->step(); }
 Status Save::wait_staged(std::chrono::milliseconds deadline) const {
+  STRANDLINE_RETURN_IF_ERROR(record_->check_process());
   return record_->wait_staged(deadline);
 }
 Result<Outcome> Save::wait_durable(std::chrono::milliseconds deadline) const {
+  STRANDLINE_RETURN_IF_ERROR(record_->check_process());
   return record_->wait_durable(deadline);
 }
-std::optional<Outcome> Save::outcome() const { return record_->outcome(); }
-Progress Save::progress() const { return record_->progress(); }
-Timings Save::timings() const { return record_->timings(); }
-std::vector<std::string> Save::warnings() const { return record_->warnings(); }
-void Save::cancel() const { record_->cancel(); }
+std::optional<Outcome> Save::outcome() const {
+  if (!record_->check_process()) return std::nullopt;
+  return record_->outcome();
+}
+Progress Save::progress() const {
+  return record_->check_process() ? record_->progress() : Progress{};
+}
+Timings Save::timings() const { return record_->check_process() ? record_->timings() : Timings{}; }
+std::vector<std::string> Save::warnings() const {
+  return record_->check_process() ? record_->warnings() : std::vector<std::string>{};
+}
+void Save::cancel() const {
+  if (record_->check_process()) record_->cancel();
+}
 
 std::string Save::summary() const {
+  if (const Status ours = record_->check_process(); !ours) {
+    return fmt::format("step {}: {}", step(), ours.error().message);
+  }
   const Timings timings = record_->timings();
   std::string text = fmt::format("step {}: blocked {:.0f} ms (collect {:.0f}, plan {:.0f}", step(),
                                  timings.blocked_ms, timings.collect_ms, timings.plan_ms);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "base/mutex.h"
 #include "staging/snapshot.h"
 #include "strandline/save.h"
@@ -53,6 +54,9 @@ class Save::Record {
 
   // ---- The caller's side: see Save ----
 
+  // Fails in a forked child, where nothing else may be called but step().
+  [[nodiscard]] Status check_process() const;
+
   [[nodiscard]] Status wait_staged(std::chrono::milliseconds deadline) STRANDLINE_EXCLUDES(mutex_);
   [[nodiscard]] Result<Outcome> wait_durable(std::chrono::milliseconds deadline)
       STRANDLINE_EXCLUDES(mutex_);
@@ -68,6 +72,7 @@ class Save::Record {
   const std::int64_t step_;
   const std::shared_ptr<const base::Clock> clock_;
   const base::Clock::Instant called_;
+  const std::uint64_t fork_generation_ = base::fork_generation();
 
   std::atomic<std::uint64_t> bytes_written_{0};
 

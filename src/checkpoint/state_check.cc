@@ -137,6 +137,7 @@ Status check_arguments(std::int64_t step, const StateDict& state, const SaveOpti
   STRANDLINE_RETURN_IF_ERROR(check_text(state));
   STRANDLINE_RETURN_IF_ERROR(check_text(options.metadata));
   STRANDLINE_RETURN_IF_ERROR(check_size(state));
+  STRANDLINE_RETURN_IF_ERROR(check_size(options.metadata));
   return check_extra_files(options);
 }
 

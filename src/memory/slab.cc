@@ -159,10 +159,11 @@ Error too_little_free(std::uint64_t growth, const HostMemory& memory) {
 
 Error timed_out(std::uint64_t total, std::uint64_t in_use, std::uint64_t bytes_max) {
   return Error{.code = ErrorCode::kTimeout,
-               .message = "waited in vain for " + std::to_string(total) +
+               .message = "there was no room for " + std::to_string(total) +
                           " bytes of staging memory: earlier snapshots hold " +
                           std::to_string(in_use) + " of " + std::to_string(bytes_max) +
-                          " bytes; save less often, or raise host_bytes_max or memory_wait"};
+                          " bytes; save less often, or raise host_bytes_max, or memory_wait if "
+                          "saves may wait"};
 }
 
 }  // namespace

@@ -44,8 +44,8 @@ using memory::kPageBytes;
 constexpr base::Clock::Instant kDoNotWait{};  // Long past.
 
 constexpr const char* kNoTurn =
-    "waited in vain for another snapshot that is being staged: save less often, or raise "
-    "host_bytes_max or the deadline";
+    "another snapshot was still being staged: save less often, or raise host_bytes_max, or "
+    "memory_wait if saves may wait";
 
 static_assert(kWavesHostBytesMin / 2 >= 2 * format::kDigestChunkBytes,
               "a chunk that a segment's border cuts must end in the next segment");
