@@ -109,18 +109,20 @@ Status sync_directory(const std::filesystem::path& path) {
 
 // Makes a directory and its parents, and syncs each into its parent.
 Status make_directories(const std::filesystem::path& root) {
-  std::vector<std::filesystem::path> missing{root};
-  while (!missing.empty()) {
-    const std::filesystem::path path = missing.back();
-    if (::mkdir(path.c_str(), kDirectoryMode) == 0) {
-      STRANDLINE_RETURN_IF_ERROR(sync_directory(path.parent_path()));
-    } else if (errno == ENOENT && path.has_relative_path()) {
-      missing.push_back(path.parent_path());
-      continue;
+  // Since the storage was opened a link may have lost its target, or a file taken a place.
+  STRANDLINE_RETURN_IF_ERROR(check_root(root));
+  std::vector<std::filesystem::path> missing;
+  struct stat found {};
+  for (std::filesystem::path path = root;
+       ::stat(path.c_str(), &found) != 0 && path.has_relative_path(); path = path.parent_path()) {
+    missing.push_back(path);
+  }
+  for (auto path = missing.rbegin(); path != missing.rend(); ++path) {
+    if (::mkdir(path->c_str(), kDirectoryMode) == 0) {
+      STRANDLINE_RETURN_IF_ERROR(sync_directory(path->parent_path()));
     } else if (errno != EEXIST) {
-      return failure(base::system_error("create directory", path.string(), errno));
+      return failure(base::system_error("create directory", path->string(), errno));
     }
-    missing.pop_back();
   }
   return {};
 }

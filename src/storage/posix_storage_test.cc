@@ -102,6 +102,26 @@ TEST_F(PosixStorageTest, LockingCreatesTheRootWithItsParents) {
   EXPECT_TRUE(std::filesystem::is_directory(root_));
 }
 
+TEST_F(PosixStorageTest, ALinkThatLostItsTargetMeanwhileIsAnErrorThatSaysSo) {
+  const auto disk = directory_ / "disk";
+  std::filesystem::create_directory(disk);
+  std::filesystem::create_symlink(disk, directory_ / "link");
+  for (const bool used_before : {false, true}) {
+    const auto storage = open_posix_storage(directory_ / "link/run").value();
+    if (used_before) {
+      ASSERT_TRUE(storage->lock("here"));
+    }
+    std::filesystem::remove_all(disk);
+    for (const Error& error : {storage->lock("here").error(), storage->begin(".p").error()}) {
+      EXPECT_EQ(error.code, ErrorCode::kInvalidArgument) << error.text();
+      EXPECT_THAT(error.message, HasSubstr("is a disk not mounted?"));
+    }
+    std::filesystem::create_directory(disk);
+  }
+  // Where nothing can be created.
+  EXPECT_FALSE(open_posix_storage("/proc/nothing").value()->lock("here"));
+}
+
 TEST_F(PosixStorageTest, ARootThatWasRemovedMeanwhileIsCreatedAgain) {
   const auto storage = open();
   ASSERT_TRUE(storage->begin(".s.partial-1"));
