@@ -36,7 +36,7 @@ constexpr const char* kMainExamples = R"(Examples:
 constexpr const char* kLsFooter = R"(Columns:
   STEP      steps of training completed when it was saved
   SEQUENCE  order of the commits; the newest checkpoint has the highest
-  PARENT    the sequence that its run had been restored from; - if from nothing
+  PARENT    the sequence of the commit that its state comes from; - if from none
   CREATED   when it was saved, in local time
   SIZE      of all its files
   RUN       first digits of the id of the process that saved it

@@ -42,7 +42,7 @@ struct StoredTensor {
 struct CheckpointInfo {
   std::int64_t step = 0;
   std::uint64_t sequence = 0;           ///< Newest means highest.
-  std::optional<std::uint64_t> parent;  ///< The sequence that its run was restored from.
+  std::optional<std::uint64_t> parent;  ///< The commit that the state comes from; nothing if none.
   std::string run;                      ///< 128 bits in hex; one per Checkpointer.
   std::uint32_t world = 1;              ///< The number of ranks that wrote it.
   std::int64_t created_ns = 0;          ///< Unix time in nanoseconds.
@@ -80,12 +80,15 @@ struct TensorRead {
 /// Thread-safety: immutable, thread-safe. Copies share what was opened.
 class STRANDLINE_EXPORT Checkpoint {
  public:
-  /// Opens a step's directory. Fails with kNotFound, kCorrupt (naming the file) or kUnsupported (a
-  /// newer format). Blocks.
+  /// Opens a step's directory. Fails with kNotFound, kCorrupt (naming the file), kUnsupported (a
+  /// newer format), kInvalidArgument (a path that names nothing), kIo or kMemoryLimit. Blocks.
   [[nodiscard]] static Result<Checkpoint> open(const std::filesystem::path& step_directory);
+  /// The same of a directory that is open already, on any storage.
   [[nodiscard]] static Result<Checkpoint> open(std::shared_ptr<ReadableDirectory> directory);
 
+  /// What the manifest says about the step. Does not block.
   [[nodiscard]] const CheckpointInfo& info() const;
+  /// The directory's path, for messages.
   [[nodiscard]] std::string path() const;
 
   /// The saved tree and its plain values; the views have no memory.
@@ -106,8 +109,8 @@ class STRANDLINE_EXPORT Checkpoint {
                             std::size_t* done = nullptr) const;
 
   /// Checks every byte of every file and returns what is damaged, and what lies in the directory
-  /// without being listed in the manifest; empty means intact. Fails only if it was stopped.
-  /// Blocks.
+  /// without being listed in the manifest; empty means intact. Fails only if it was stopped
+  /// (kUnavailable) or memory ran out. Blocks.
   [[nodiscard]] Result<std::vector<Damage>> verify(
       const ProgressCallback& progress = nullptr) const;
 
@@ -156,7 +159,9 @@ struct Loaded {
 
 /// Loads from a step's directory, or from the newest good step of a directory of checkpoints.
 /// Tensors that were aliases share memory. Nothing is executed. Fails with kNotFound (also for a
-/// key), kCorrupt (damage is named; nothing damaged is returned) or kIo. Blocks.
+/// key), kCorrupt (damage is named; nothing damaged is returned), kUnsupported (a newer format),
+/// kInvalidArgument (a path that is a file, or a step and another step asked for), kIo,
+/// kMemoryLimit, or kUnavailable (stopped by `progress`). Blocks.
 [[nodiscard]] STRANDLINE_EXPORT Result<Loaded> load(const std::filesystem::path& path,
                                                     const LoadOptions& options = {});
 

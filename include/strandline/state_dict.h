@@ -130,6 +130,8 @@ class STRANDLINE_EXPORT Structure {
     [[nodiscard]] std::uint64_t byte_count() const;
   };
 
+  /// The nodes in pre-order, the tensors in the order of their nodes, and the number of plain
+  /// values.
   [[nodiscard]] const std::vector<Node>& nodes() const { return nodes_; }
   [[nodiscard]] const std::vector<Tensor>& tensors() const { return tensors_; }
   [[nodiscard]] std::uint32_t value_count() const { return value_count_; }
@@ -228,7 +230,9 @@ class STRANDLINE_EXPORT StateDictBuilder {
   [[nodiscard]] Status begin(Key key, NodeKind kind);
   /// Opens the `_metadata` of the open kOrderedDict, itself of kind `kind`.
   [[nodiscard]] Status begin_metadata(NodeKind kind);
+  /// Closes the open container.
   [[nodiscard]] Status end();
+  /// Adds a leaf to the open container.
   [[nodiscard]] Status tensor(Key key, TensorView view);
   [[nodiscard]] Status value(Key key, Value value);
   /// Adds a whole state dict as one container.

@@ -26,8 +26,25 @@ std::string_view remedy(int error) {
       return "; a symbolic link is in the way";
     case EIO:
       return "; the device reported an error: check it before you trust it";
+    case ENOENT:
+      return "; check the path, and that its disk is mounted";
+    case ENOTDIR:
+      return "; a file stands where a directory is needed: move it away, or choose another path";
+    case EISDIR:
+      return "; a directory stands where a file is needed: move it away, or choose another path";
+    case EBUSY:
+    case ETXTBSY:
+      return "; something else is using it: try again when that has ended";
+    case ESTALE:
+    case ENOTCONN:
+    case ETIMEDOUT:
+      return "; the server of the file system has lost it or does not answer: mount it again";
+    case ENOMEM:
+      return "; free memory";
+    case EEXIST:
+      return "";  // Whoever asked knows what may stand there.
     default:
-      return "";
+      return "; check the file system that it is on";
   }
 }
 
