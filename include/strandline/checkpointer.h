@@ -161,13 +161,15 @@ class STRANDLINE_EXPORT Checkpointer {
 
   /// Restores the newest good checkpoint (or `options.step`) into `state`, in place: tensors are
   /// written through their views, plain values assigned. Returns nothing if no committed
-  /// checkpoint exists. Names, shapes, dtypes, headers and the manifest are checked before anything
-  /// is changed; on damage the next older checkpoint is taken. Waits for saves of this Checkpointer
-  /// that are still running, at most `finish_wait`. Blocks.
+  /// checkpoint exists at all, whatever step was asked for. Names, shapes, dtypes, headers and the
+  /// manifest are checked before anything is changed; on damage the next older checkpoint is taken.
+  /// Waits for saves of this Checkpointer that are still running, at most `finish_wait`. Blocks.
   ///
   /// Fails with kMismatch (all missing, unexpected and different names are listed), kCorrupt (every
   /// checkpoint is damaged; the causes and the tensors already overwritten are listed), kNotFound
-  /// (no such step), kUnsupported, kIo.
+  /// (other steps, but not this one), kInvalidArgument (a destination is read-only or expanded),
+  /// kUnsupported (a newer format, or a destination on a device), kIo, kMemoryLimit, kTimeout
+  /// (saves that do not end), kUnavailable (closed, or stopped by `progress`).
   [[nodiscard]] Result<std::optional<Restored>> restore(StateDict& state,
                                                         const RestoreOptions& options = {});
 
@@ -182,17 +184,20 @@ class STRANDLINE_EXPORT Checkpointer {
   /// The errors of all saves that failed in the background and were not yet raised.
   [[nodiscard]] std::vector<Error> failures() const;
 
-  /// Finishes what is running and releases the directory. Fails with what went wrong in the
-  /// background and was not raised yet (all of it in one error), or with kTimeout. Idempotent.
+  /// Finishes what is running, releases the directory and gives staging memory back. Fails with
+  /// what went wrong in the background and was not raised yet (all of it in one error), or with
+  /// kTimeout at `finish_wait`: then running saves are cancelled, and the directory is released
+  /// when the last of them has ended. Blocks. Idempotent.
   [[nodiscard]] Status close();
 
+  /// The directory, absolute.
   [[nodiscard]] std::string path() const;
 
   /// The fresh 128-bit id of this Checkpointer, in hex.
   [[nodiscard]] std::string run() const;
 
-  /// Bytes of staging memory in use and mapped now.
-  [[nodiscard]] std::uint64_t host_bytes_in_use() const;
+  /// Bytes of staging memory that are mapped now, in use or kept for the next save.
+  [[nodiscard]] std::uint64_t host_bytes_mapped() const;
 
  private:
   struct Impl;

@@ -36,6 +36,7 @@ struct Progress {
 /// Where the time of a save went, in milliseconds. `blocked_ms` is what the caller waited for.
 struct Timings {
   double collect_ms = 0;  ///< Walking the state (adapters report it).
+  double prepare_ms = 0;  ///< Waiting for another thread's save(), looking at the directory.
   double plan_ms = 0;     ///< Laying out files.
   double wait_ms = 0;     ///< Waiting for staging memory.
   double copy_ms = 0;     ///< Copying and digesting.
@@ -50,6 +51,7 @@ struct Timings {
 /// Thread-safety: thread-safe. The handle outlives its Checkpointer.
 class STRANDLINE_EXPORT Save {
  public:
+  /// The step that is saved.
   [[nodiscard]] std::int64_t step() const;
 
   /// Waits until the state may be mutated again. In mode `copy` that is so when save() returns.
@@ -63,6 +65,7 @@ class STRANDLINE_EXPORT Save {
   /// The outcome, or nothing while the save runs.
   [[nodiscard]] std::optional<Outcome> outcome() const;
 
+  /// How far it has come, and where its time went so far. Neither blocks.
   [[nodiscard]] Progress progress() const;
   [[nodiscard]] Timings timings() const;
 
@@ -74,7 +77,8 @@ class STRANDLINE_EXPORT Save {
   /// skipped(cancelled); afterwards nothing changes. Returns at once; wait_durable() tells.
   void cancel() const;
 
-  /// One line: "step 1200: blocked 41 ms (collect 6, plan 3, copy 32), durable in 0.9 s, …".
+  /// One line: "step 1200: blocked 41 ms (collect 6, plan 3, copy 32), durable in 0.9 s, …";
+  /// with the times to prepare and to wait where they count.
   [[nodiscard]] std::string summary() const;
 
   /// The engine's own record; used by the engine only.

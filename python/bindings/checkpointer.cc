@@ -108,7 +108,7 @@ class Engine {
 
   [[nodiscard]] std::string path() const { return engine_->path(); }
   [[nodiscard]] std::string run() const { return engine_->run(); }
-  [[nodiscard]] std::uint64_t host_bytes_in_use() const { return engine_->host_bytes_in_use(); }
+  [[nodiscard]] std::uint64_t host_bytes_mapped() const { return engine_->host_bytes_mapped(); }
 
  private:
   [[nodiscard]] bool wait(std::chrono::milliseconds deadline) const {
@@ -266,7 +266,7 @@ void bind_checkpointer(nb::module_& module) {
           "path", [](const Engine& engine) { return text_of_path(engine.path()); },
           nb::sig("def path(self) -> str"))
       .def_prop_ro("run", &Engine::run)
-      .def_prop_ro("host_bytes_in_use", &Engine::host_bytes_in_use);
+      .def_prop_ro("host_bytes_mapped", &Engine::host_bytes_mapped);
 }
 
 }  // namespace strandline::python

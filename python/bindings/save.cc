@@ -79,6 +79,8 @@ void bind_save(nb::module_& module) {
       });
   nb::class_<Timings>(module, "Timings", "Where the time of a save went, in milliseconds.")
       .def_ro("collect_ms", &Timings::collect_ms, "Walking the state.")
+      .def_ro("prepare_ms", &Timings::prepare_ms,
+              "Waiting for another thread's save(), and looking at the directory.")
       .def_ro("plan_ms", &Timings::plan_ms, "Laying out files.")
       .def_ro("wait_ms", &Timings::wait_ms, "Waiting for staging memory.")
       .def_ro("copy_ms", &Timings::copy_ms, "Copying and digesting.")
@@ -88,10 +90,12 @@ void bind_save(nb::module_& module) {
       .def_ro("durable_ms", &Timings::durable_ms, "From the call to committed; 0 until then.")
       .def("__repr__", [](const Timings& timings) {
         return nb::str(
-                   "Timings(collect_ms={:.3f}, plan_ms={:.3f}, wait_ms={:.3f}, copy_ms={:.3f}, "
+                   "Timings(collect_ms={:.3f}, prepare_ms={:.3f}, plan_ms={:.3f}, wait_ms={:.3f}, "
+                   "copy_ms={:.3f}, "
                    "write_ms={:.3f}, commit_ms={:.3f}, blocked_ms={:.3f}, durable_ms={:.3f})")
-            .format(timings.collect_ms, timings.plan_ms, timings.wait_ms, timings.copy_ms,
-                    timings.write_ms, timings.commit_ms, timings.blocked_ms, timings.durable_ms);
+            .format(timings.collect_ms, timings.prepare_ms, timings.plan_ms, timings.wait_ms,
+                    timings.copy_ms, timings.write_ms, timings.commit_ms, timings.blocked_ms,
+                    timings.durable_ms);
       });
   nb::class_<Save>(module, "Save", "The engine's handle of one save.")
       .def_prop_ro("step", &Save::step)

@@ -331,9 +331,9 @@ class Checkpointer:
         return self._core.run
 
     @property
-    def host_bytes_in_use(self) -> int:
+    def host_bytes_mapped(self) -> int:
         """Bytes of staging memory that are mapped now."""
-        return self._core.host_bytes_in_use
+        return self._core.host_bytes_mapped
 
     def close(self) -> None:
         """Finishes what is running, and releases the directory. Raises what went wrong and was not

@@ -346,7 +346,7 @@ def test_a_state_above_the_ceiling_streams_and_says_so_at_the_caller(tmp_path):
         assert caught[0].filename == __file__
         assert save.wait_durable(60) == "committed"
         assert save.warnings
-        assert checkpointer.host_bytes_in_use <= 4 << 20
+        assert checkpointer.host_bytes_mapped <= 4 << 20
     assert torch.equal(strandline.load(tmp_path, keys="w"), state["w"])
 
 

@@ -246,7 +246,7 @@ def test_a_state_above_the_ceiling_streams_in_waves_and_says_so(tmp_path):
         assert "host_bytes_max (2097152 bytes)" in str(caught[0].message)
         assert re.search(r"streamed in \d+ waves", str(caught[0].message))
         assert save.wait_durable(60) == "committed"
-        assert checkpointer.host_bytes_in_use <= 2 << 20
+        assert checkpointer.host_bytes_mapped <= 2 << 20
         assert torch.equal(strandline.load(tmp_path, keys="w"), large["w"])
         assert_unharmed(checkpointer)
 

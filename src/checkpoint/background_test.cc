@@ -332,7 +332,7 @@ TEST_F(Background, WithSkipASaveThatFindsStagingMemoryTakenIsSkipped) {
   EXPECT_EQ(second.outcome()->kind, Outcome::Kind::kSkipped);
   let_go();
   must(first.wait_durable(kPatience));
-  EXPECT_LE(checkpointer.host_bytes_in_use(), 3 * kMiB);
+  EXPECT_LE(checkpointer.host_bytes_mapped(), 3 * kMiB);
   must(must(checkpointer.save(2, state)).wait_durable(kPatience));
   must(checkpointer.close());
 }
@@ -378,7 +378,7 @@ TEST_F(Background, AStateAboveTheCeilingStreamsInWavesAndGivesTheSameFiles) {
   first.back() = 0;
   must(save.wait_durable(kPatience));
   EXPECT_THAT(save.warnings(), ElementsAre(HasSubstr("waves")));
-  EXPECT_LE(checkpointer.host_bytes_in_use(), 2 * kMiB);
+  EXPECT_LE(checkpointer.host_bytes_mapped(), 2 * kMiB);
   EXPECT_EQ(save.progress().bytes_written, save.progress().bytes_total);
   first = at_the_call;
   Checkpointer whole = must(Checkpointer::open(directory_ / "whole"));
@@ -493,6 +493,32 @@ TEST_F(Background, ManyThreadsSaveAndEachSaveCommitsOnce) {
   must(checkpointer.close());
 }
 
+TEST_F(Background, WhereCloseGivesUpTheDirectoryIsFreeWhenTheLastSaveHasEnded) {
+  CheckpointerOptions options;
+  options.finish_wait = kAtOnce;
+  Checkpointer first = open(options);
+  Job job(1);
+  hold_at("sync");
+  const Save save = must(first.save(1, job.state()));
+  wait_until_held();
+  EXPECT_EQ(must_fail(first.close()).code, ErrorCode::kTimeout);
+  Checkpointer second = must(Checkpointer::open(directory_ / "run"));
+  EXPECT_EQ(must_fail(second.save(2, job.state())).code, ErrorCode::kUnavailable);
+  let_go();
+  EXPECT_EQ(must(save.wait_durable(kPatience)).kind, Outcome::Kind::kSkipped);
+  must(save_durably(second, 2, job));
+  EXPECT_THAT(must(second.steps()), ElementsAre(2));
+}
+
+TEST_F(Background, CloseGivesStagingMemoryBack) {
+  Checkpointer checkpointer = open();
+  Job job(1);
+  must(save_durably(checkpointer, 1, job));
+  EXPECT_GT(checkpointer.host_bytes_mapped(), 0u);
+  must(checkpointer.close());
+  EXPECT_EQ(checkpointer.host_bytes_mapped(), 0u);
+}
+
 // An engine without threads of its own.
 class OneThread : public Background {
  protected:
@@ -549,11 +575,12 @@ TEST_F(OneThread, TimingsComeFromTheClockThatWasGiven) {
   });
   const Save save = must(checkpointer.save(1, job.state()));
   EXPECT_EQ(save.timings().blocked_ms, 40);
+  EXPECT_EQ(save.timings().prepare_ms, 40);
   clock_->advance(std::chrono::seconds(1));
   pipeline_->run_all();
   EXPECT_EQ(save.timings().commit_ms, 500);
   EXPECT_EQ(save.timings().durable_ms, 1540);
-  EXPECT_THAT(save.summary(), HasSubstr("blocked 40 ms"));
+  EXPECT_THAT(save.summary(), HasSubstr("blocked 40 ms (collect 0, prepare 40, plan 0, copy 0)"));
   EXPECT_THAT(save.summary(), HasSubstr("durable in 1.54 s"));
 }
 

@@ -48,6 +48,14 @@ Result<CheckpointInfo> read_info(ReadableDirectory& directory) {
   return std::move(manifest.info);
 }
 
+Error with_remedy(Error error) {
+  if (error.code != ErrorCode::kCorrupt) return error;
+  error.message +=
+      "; take another step, or bring back a copy of this one (`strandline verify` lists the "
+      "damage)";
+  return error;
+}
+
 Error steps_keep_vanishing(const Storage& storage) {
   return Error{.code = ErrorCode::kIo,
                .message = "steps keep vanishing while they are read in '" + storage.path() +

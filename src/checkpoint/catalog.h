@@ -44,6 +44,9 @@ class Catalog {
 // Reads only the manifest of an open step. `info.bytes` is the sum of all its files.
 [[nodiscard]] Result<CheckpointInfo> read_info(ReadableDirectory& directory);
 
+// Tells people what to do about a damaged step that they asked for; leaves other errors alone.
+[[nodiscard]] Error with_remedy(Error error);
+
 // What to say where steps vanish again and again while they are read.
 [[nodiscard]] Error steps_keep_vanishing(const Storage& storage);
 

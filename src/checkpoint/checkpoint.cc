@@ -336,15 +336,11 @@ void Checkpoint::Impl::find_strangers(std::vector<Damage>& damages) const {
     damages.push_back({.file = {}, .key_path = {}, .message = names.error().message});
     return;
   }
-  std::set<std::string_view> known{format::kManifestName};
-  for (const FileInfo& file : manifest.info.files) known.insert(file.name);
-  for (const std::string& name : *names) {
-    if (!known.contains(name)) {
-      damages.push_back({.file = name,
-                         .key_path = {},
-                         .message = fmt::format("'{}' is not in the manifest", name),
-                         .unlisted = true});
-    }
+  for (const std::string& name : checkpoint::files_beside(manifest.info, *names)) {
+    damages.push_back({.file = name,
+                       .key_path = {},
+                       .message = fmt::format("'{}' is not in the manifest", name),
+                       .unlisted = true});
   }
 }
 

@@ -64,7 +64,8 @@ struct Checkpointer::Impl {
       return failure(ErrorCode::kUnavailable,
                      "this Checkpointer belongs to the process that forked; open one in the child");
     }
-    if (closed.load()) return failure(ErrorCode::kUnavailable, "the Checkpointer was closed");
+    if (closed.load())
+      return failure(ErrorCode::kUnavailable, "the Checkpointer was closed; open a new one");
     return {};
   }
 
@@ -190,8 +191,12 @@ Result<Save> Checkpointer::Impl::save(std::int64_t step, const StateDict& state,
   STRANDLINE_RETURN_IF_ERROR(checkpoint::check_arguments(step, state, save_options));
   STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
                               pipeline.review_failures(options.on_error));
-  STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> more,
-                              committer.prepare(step, save_options.overwrite));
+  STRANDLINE_ASSIGN_OR_RETURN(
+      std::vector<std::string> more,
+      committer.prepare(step, save_options.overwrite, save_options.interrupted));
+  record->change_timings([&](Timings& timings) {
+    timings.prepare_ms = base::milliseconds_between(record->called(), parts.clock->now());
+  });
   for (std::string& warning : warnings) record->warn(std::move(warning));
   for (std::string& warning : more) record->warn(std::move(warning));
 
@@ -214,12 +219,13 @@ Status Checkpointer::Impl::close() {
     STRANDLINE_RETURN_IF_ERROR(last);
   }
   if (Status idle = pipeline.wait_until_idle(deadline); !idle) {
-    pipeline.cancel_all();
+    pipeline.give_up();
     return failure(ErrorCode::kTimeout,
                    fmt::format("{} after {:.0f} s; they were cancelled", idle.error().message,
                                std::chrono::duration<double>(options.finish_wait).count()));
   }
   committer.unlock();
+  snapshotter.release_free_memory();
   const std::vector<Error> errors = pipeline.failures(true);
   if (errors.empty()) return {};
   Error error = errors.back();
@@ -334,7 +340,7 @@ Status Checkpointer::close() {
 
 std::string Checkpointer::path() const { return impl_->store->path(); }
 std::string Checkpointer::run() const { return impl_->run; }
-std::uint64_t Checkpointer::host_bytes_in_use() const {
+std::uint64_t Checkpointer::host_bytes_mapped() const {
   return impl_->snapshotter.slab().bytes_mapped();
 }
 

@@ -403,6 +403,16 @@ TEST(Leftovers, AStepMovedAsideIsReadAndKeptUntilItsPlaceIsTaken) {
               ElementsAre("step-00000001", "step-00000002", "step-00000003", "step-00000004"));
 }
 
+TEST(Replacing, FilesThatSomebodyPutBesideAStepGoWithItAndAreNamed) {
+  const TemporaryDirectory directory;
+  Checkpointer checkpointer = must(Checkpointer::open(directory.path()));
+  commit(checkpointer, 1);
+  write_text(directory / "step-00000001/tokenizer.json", "mine");
+  const Save save = commit(checkpointer, 1, overwrite());
+  EXPECT_THAT(save.warnings(), ElementsAre(HasSubstr("tokenizer.json")));
+  EXPECT_THAT(commit(checkpointer, 1, overwrite()).warnings(), IsEmpty());
+}
+
 TEST(OneWriter, ASecondOneMayReadButItsSaveNamesTheFirst) {
   const TemporaryDirectory directory;
   CheckpointerOptions options;

@@ -34,6 +34,7 @@
 #include <algorithm>
 
 #include "base/result_macros.h"
+#include "base/wait.h"
 #include "checkpoint/manifest_file.h"
 #include "format/digest.h"
 #include "format/index_file.h"
@@ -211,20 +212,46 @@ Status check_not_foreign(Storage& storage, const std::string& name) {
   return refuse(fmt::format("it has no manifest, but '{}', which no save has written", *foreign));
 }
 
+// What somebody has put beside the files of a step goes with it: named here, if there is any.
+std::vector<std::string> added_files(Storage& storage, const std::string& name) {
+  const auto directory = storage.open(name);
+  if (!directory) return {};
+  const auto manifest = read_manifest(**directory);
+  const auto names = (*directory)->list();
+  if (!manifest || !names) return {};
+  const std::vector<std::string> added = files_beside(manifest->info, *names);
+  if (added.empty()) return {};
+  return {fmt::format("'{}/{}' is replaced, and with it files that no save has written: {}",
+                      storage.path(), name, fmt::join(added, ", "))};
+}
+
+// Asks `interrupted` as rarely as a wait does: it may be slow.
+ProgressCallback unless(const std::function<bool()>& interrupted) {
+  if (!interrupted) return nullptr;
+  auto next = std::chrono::steady_clock::now();
+  return [&interrupted, next](std::uint64_t, std::uint64_t) mutable {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) return true;
+    next = now + base::kInterruptPoll;
+    return !interrupted();
+  };
+}
+
 // What is damaged about a step, the data included; nothing if it is intact.
-Result<std::optional<std::string>> damage_of(Storage& storage, const std::string& name) {
+Result<std::optional<std::string>> damage_of(Storage& storage, const std::string& name,
+                                             const std::function<bool()>& interrupted) {
   STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(name));
   const Result<Checkpoint> checkpoint = Checkpoint::open(std::move(directory));
   if (!checkpoint) {
     if (!is_damage(checkpoint.error())) return failure(checkpoint.error());
     return checkpoint.error().text();
   }
-  const Result<std::vector<Damage>> damages = checkpoint->verify();
-  if (!damages) return std::nullopt;
+  STRANDLINE_ASSIGN_OR_RETURN(const std::vector<Damage> damages,
+                              checkpoint->verify(unless(interrupted)));
   // A file that was added later is no reason to delete a step.
-  const auto damage = std::find_if_not(damages->begin(), damages->end(),
+  const auto damage = std::find_if_not(damages.begin(), damages.end(),
                                        [](const Damage& found) { return found.unlisted; });
-  if (damage == damages->end()) return std::nullopt;
+  if (damage == damages.end()) return std::nullopt;
   return damage->message;
 }
 
@@ -263,7 +290,8 @@ Committer::Committer(std::shared_ptr<Storage> storage, CheckpointerOptions optio
       run_(std::move(run)),
       clock_(clock) {}
 
-Result<std::vector<std::string>> Committer::prepare(std::int64_t step, bool overwrite) {
+Result<std::vector<std::string>> Committer::prepare(std::int64_t step, bool overwrite,
+                                                    const std::function<bool()>& interrupted) {
   base::MutexLock lock(mutex_);
   STRANDLINE_RETURN_IF_ERROR(become_writer());
   if (reserved_.contains(step) && !overwrite) {
@@ -271,10 +299,9 @@ Result<std::vector<std::string>> Committer::prepare(std::int64_t step, bool over
         ErrorCode::kAlreadyExists,
         fmt::format("step {} is being saved already; pass overwrite to save it again", step));
   }
-  STRANDLINE_ASSIGN_OR_RETURN(std::optional<std::string> warning, check_existing(step, overwrite));
+  STRANDLINE_ASSIGN_OR_RETURN(std::vector<std::string> warnings,
+                              check_existing(step, overwrite, interrupted));
   reserved_.insert(step);
-  std::vector<std::string> warnings;
-  if (warning) warnings.push_back(std::move(*warning));
   return warnings;
 }
 
@@ -317,40 +344,41 @@ Status Committer::become_writer() {
   return {};
 }
 
-Result<std::optional<std::string>> Committer::check_existing(std::int64_t step, bool overwrite) {
+Result<std::vector<std::string>> Committer::check_existing(
+    std::int64_t step, bool overwrite, const std::function<bool()>& interrupted) {
   // Names first: reading every manifest at each save would cost more with every step kept.
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage_->list());
   const std::string final_name = format::step_directory_name(step);
+  std::vector<std::string> warnings;
   if (std::binary_search(names.begin(), names.end(), final_name)) {
     STRANDLINE_RETURN_IF_ERROR(check_not_foreign(*storage_, final_name));
+    warnings = added_files(*storage_, final_name);
   }
-  if (overwrite) return std::nullopt;
+  if (overwrite) return warnings;
   const bool taken = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
     return format::parse_directory_name(name).final_name == final_name;
   });
-  if (!taken) return std::nullopt;
+  if (!taken) return warnings;
   STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage_));
   const StepEntry* existing = catalog.find(step);
-  if (existing == nullptr) return std::nullopt;
+  if (existing == nullptr) return warnings;
   const std::string where = storage_->path() + "/" + existing->name;
   if (existing->error && !is_damage(*existing->error)) return failure(unknown_step(*existing));
+  const auto replaced = [&](const std::string& why) {
+    warnings.push_back(fmt::format("step {} ('{}') {}", step, where, why));
+    return warnings;
+  };
   if (!existing->info) {
-    return fmt::format("step {} ('{}') is unreadable and is replaced: {}", step, where,
-                       existing->error->text());
+    return replaced("is unreadable and is replaced: " + existing->error->text());
   }
   const bool own = existing->info->run == run_;
   if (!own && (!parent_ || !catalog.is_ancestor(existing->info->sequence, *parent_))) {
-    return fmt::format(
-        "step {} ('{}') belongs to a branch that this run does not descend from, "
-        "and is replaced",
-        step, where);
+    return replaced("belongs to a branch that this run does not descend from, and is replaced");
   }
   if (!own) {
     STRANDLINE_ASSIGN_OR_RETURN(const std::optional<std::string> damage,
-                                damage_of(*storage_, existing->name));
-    if (damage) {
-      return fmt::format("step {} ('{}') is damaged and is replaced: {}", step, where, *damage);
-    }
+                                damage_of(*storage_, existing->name, interrupted));
+    if (damage) return replaced("is damaged and is replaced: " + *damage);
   }
   return failure(Error{.code = ErrorCode::kAlreadyExists,
                        .message = fmt::format("step {} is committed already in '{}'; save another "

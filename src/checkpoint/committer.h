@@ -57,8 +57,11 @@ class Committer {
 
   // Becomes the writer (the first time: takes the lock, sweeps what dead runs left behind) and
   // decides whether `step` may be saved now. Reserves it until release(). Returns what the caller
-  // should be warned of. Blocks.
-  [[nodiscard]] Result<std::vector<std::string>> prepare(std::int64_t step, bool overwrite)
+  // should be warned of. Blocks: the first time for a reading of every manifest, and where the step
+  // exists already on this job's branch for a reading of all its data. During the latter
+  // `interrupted` (may be null) is asked; true ends it with kUnavailable.
+  [[nodiscard]] Result<std::vector<std::string>> prepare(std::int64_t step, bool overwrite,
+                                                         const std::function<bool()>& interrupted)
       STRANDLINE_EXCLUDES(mutex_);
 
   // Starts the step's partial directory.
@@ -81,7 +84,8 @@ class Committer {
 
  private:
   [[nodiscard]] Status become_writer() STRANDLINE_REQUIRES(mutex_);
-  [[nodiscard]] Result<std::optional<std::string>> check_existing(std::int64_t step, bool overwrite)
+  [[nodiscard]] Result<std::vector<std::string>> check_existing(
+      std::int64_t step, bool overwrite, const std::function<bool()>& interrupted)
       STRANDLINE_REQUIRES(mutex_);
   [[nodiscard]] std::vector<std::string> prune();
 

@@ -250,11 +250,16 @@ TEST(SaveOnce, RefusesWhateverIsNoIntactCheckpointAndLeavesItAlone) {
   must(save(directory / "corrupt", job.state()));
   write_text(directory / "corrupt/manifest.json", "x");
   std::filesystem::create_symlink("nowhere", directory / "dangling");
-  for (const char* name : {"file", "stuff", "empty", "run", "corrupt", "dangling"}) {
+  must(save(directory / "model", job.state()));
+  write_text(directory / "model/tokenizer.json", "mine");
+  for (const char* name : {"file", "stuff", "empty", "run", "corrupt", "dangling", "model"}) {
     const Error error = must_fail(save(directory / name, job.state()));
     EXPECT_EQ(error.code, ErrorCode::kAlreadyExists) << name;
     EXPECT_EQ(error.path, (directory / name).string());
   }
+  EXPECT_THAT(must_fail(save(directory / "model", job.state())).message,
+              HasSubstr("tokenizer.json"));
+  EXPECT_EQ(read_text(directory / "model/tokenizer.json"), "mine");
   EXPECT_EQ(read_text(directory / "file"), "mine");
   EXPECT_EQ(read_text(directory / "stuff/notes.txt"), "mine");
   EXPECT_EQ(must(load(directory / "run")).step, 1);

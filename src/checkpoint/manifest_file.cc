@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <set>
 #include <utility>
 
 #include "base/result_macros.h"
@@ -39,6 +40,17 @@ Result<format::Manifest> read_manifest(ReadableDirectory& directory) {
   manifest->info.bytes = text.size();
   for (const FileInfo& file : manifest->info.files) manifest->info.bytes += file.bytes;
   return manifest;
+}
+
+std::vector<std::string> files_beside(const CheckpointInfo& info,
+                                      const std::vector<std::string>& names) {
+  std::set<std::string_view> known{format::kManifestName};
+  for (const FileInfo& file : info.files) known.insert(file.name);
+  std::vector<std::string> beside;
+  for (const std::string& name : names) {
+    if (!known.contains(name)) beside.push_back(name);
+  }
+  return beside;
 }
 
 }  // namespace strandline::checkpoint

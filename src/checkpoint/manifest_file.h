@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "format/manifest.h"
 #include "strandline/storage.h"
@@ -15,6 +16,11 @@ namespace strandline::checkpoint {
 
 // Reads and parses the manifest; errors name the file. Fills `info.bytes`.
 [[nodiscard]] Result<format::Manifest> read_manifest(ReadableDirectory& directory);
+
+// Those of `names` that a step with this manifest does not have: somebody put them beside its
+// files.
+[[nodiscard]] std::vector<std::string> files_beside(const CheckpointInfo& info,
+                                                    const std::vector<std::string>& names);
 
 // Adds the path of a file to an error that has none.
 [[nodiscard]] Error at_file(Error error, const ReadableDirectory& directory, std::string_view name);

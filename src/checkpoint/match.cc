@@ -211,6 +211,9 @@ Status check_match(const Match& match, bool strict) {
     append_names(text, "missing from the checkpoint", match.missing);
     append_names(text, "unexpected, only in the checkpoint", match.unexpected);
   }
+  if (!match.different.empty()) {
+    text += "; build the state with the saved shapes and types, or load() those tensors by key";
+  }
   if (names_differ) text += "; pass strict=False to leave such names alone";
   return failure(ErrorCode::kMismatch, std::move(text));
 }

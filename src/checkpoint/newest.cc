@@ -88,12 +88,10 @@ Error no_such_step(const Storage& storage, const Catalog& catalog, std::int64_t 
   std::vector<std::int64_t> steps;
   for (const StepEntry* entry : newest_first(catalog)) steps.push_back(entry->step);
   const std::size_t named = std::min(steps.size(), kStepsNamedMax);
-  std::string known = "there is none at all";
-  if (named > 0) {
-    known = fmt::format("it has, newest first: {}",
-                        fmt::join(steps.begin(), steps.begin() + static_cast<int>(named), ", "));
-    if (named < steps.size()) known += fmt::format(" and {} more", steps.size() - named);
-  }
+  std::string known =
+      fmt::format("it has, newest first: {}",
+                  fmt::join(steps.begin(), steps.begin() + static_cast<int>(named), ", "));
+  if (named < steps.size()) known += fmt::format(" and {} more", steps.size() - named);
   return Error{.code = ErrorCode::kNotFound,
                .message = fmt::format("there is no committed step {} in '{}'; {}", step,
                                       storage.path(), known),
@@ -119,7 +117,7 @@ Result<Walk> walk(Storage& storage, const Catalog& catalog, std::optional<std::i
       walk.vanished = true;
       return walk;
     }
-    if (step) return failure(std::move(used).error());
+    if (step) return failure(with_remedy(std::move(used).error()));
     walk.causes.push_back(fmt::format("step {} was skipped: {}", entry->step, used.error().text()));
   }
   return walk;
@@ -132,10 +130,10 @@ Result<std::optional<Checkpoint>> use_newest(Storage& storage, std::optional<std
                                              std::vector<std::string>& warnings) {
   for (int restart = 0; restart < kRestartsMax; ++restart) {
     STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(storage));
+    if (catalog.entries().empty()) return std::nullopt;
     if (step && catalog.find(*step) == nullptr) {
       return failure(no_such_step(storage, catalog, *step));
     }
-    if (catalog.entries().empty()) return std::nullopt;
     STRANDLINE_ASSIGN_OR_RETURN(Walk walked, walk(storage, catalog, step, use));
     if (walked.vanished) continue;
     if (walked.used) {
@@ -145,7 +143,8 @@ Result<std::optional<Checkpoint>> use_newest(Storage& storage, std::optional<std
     return failure(Error{
         .code = ErrorCode::kCorrupt,
         .message =
-            fmt::format("none of the {} checkpoints in '{}' can be used: {}",
+            fmt::format("none of the {} checkpoints in '{}' can be used: {}; bring back a copy of "
+                        "one, or begin in another directory",
                         catalog.entries().size(), storage.path(), fmt::join(walked.causes, "; ")),
         .path = storage.path()});
   }

@@ -77,6 +77,7 @@ void Pipeline::run(Job& job) {
     base::MutexLock lock(mutex_);
     --in_flight_;
     std::erase(running_, job.record);
+    if (given_up_ && in_flight_ == 0) committer_.unlock();
     end(job.record, std::move(outcome));
     // Notified under the lock: the owner may be gone as soon as it sees that nothing runs.
     changed_.notify_all();
@@ -139,9 +140,11 @@ Status Pipeline::wait_until_idle(base::Clock::Instant deadline) {
   return {};
 }
 
-void Pipeline::cancel_all() {
+void Pipeline::give_up() {
   base::MutexLock lock(mutex_);
+  given_up_ = true;
   for (const auto& record : running_) record->cancel();
+  if (in_flight_ == 0) committer_.unlock();
 }
 
 Result<std::vector<std::string>> Pipeline::review_failures(ErrorPolicy policy) {

@@ -51,7 +51,8 @@ class Pipeline {
       STRANDLINE_EXCLUDES(mutex_);
 
   [[nodiscard]] Status wait_until_idle(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);
-  void cancel_all() STRANDLINE_EXCLUDES(mutex_);
+  // Cancels every save, and gives the directory up when the last of them has ended.
+  void give_up() STRANDLINE_EXCLUDES(mutex_);
 
   // Decides what save() does about earlier failures: an error to fail with (which then counts as
   // raised), or warnings to go on with.
@@ -81,6 +82,7 @@ class Pipeline {
   mutable base::Mutex mutex_;
   base::ConditionVariable changed_;
   std::uint32_t in_flight_ STRANDLINE_GUARDED_BY(mutex_) = 0;
+  bool given_up_ STRANDLINE_GUARDED_BY(mutex_) = false;
   std::vector<std::shared_ptr<Save::Record>> running_ STRANDLINE_GUARDED_BY(mutex_);
   std::vector<Failed> failed_ STRANDLINE_GUARDED_BY(mutex_);
 };

@@ -48,13 +48,24 @@ Result<Publish> publish_mode(const checkpoint::StepPath& step) {
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
     return Publish::kNew;
   }
+  const auto refuse = [&](const std::string& why) {
+    return failure(Error{.code = ErrorCode::kAlreadyExists,
+                         .message = fmt::format("'{}' exists and {}", path, why),
+                         .path = path});
+  };
   const auto directory = step.storage->open(step.name);
-  if (directory && checkpoint::read_manifest(**directory)) return Publish::kReplace;
-  return failure(Error{.code = ErrorCode::kAlreadyExists,
-                       .message = fmt::format("'{}' exists and is no intact Strandline checkpoint; "
-                                              "remove it or choose another path",
-                                              path),
-                       .path = path});
+  const auto manifest = directory ? checkpoint::read_manifest(**directory)
+                                  : Result<format::Manifest>(failure(directory.error()));
+  if (!manifest) {
+    return refuse("is no intact Strandline checkpoint; remove it or choose another path");
+  }
+  STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, (*directory)->list());
+  const std::vector<std::string> added = checkpoint::files_beside(manifest->info, names);
+  if (added.empty()) return Publish::kReplace;
+  return refuse(
+      fmt::format("holds files that no save has written, which would be lost: {}; move "
+                  "them away, give them as extra_files, or choose another path",
+                  fmt::join(added, ", ")));
 }
 
 // Removes what dead calls on the same path left of one kind, as far as that is possible.

@@ -183,8 +183,10 @@ std::string Save::summary() const {
     return fmt::format("step {}: {}", step(), ours.error().message);
   }
   const Timings timings = record_->timings();
-  std::string text = fmt::format("step {}: blocked {:.0f} ms (collect {:.0f}, plan {:.0f}", step(),
-                                 timings.blocked_ms, timings.collect_ms, timings.plan_ms);
+  std::string text = fmt::format("step {}: blocked {:.0f} ms (collect {:.0f}", step(),
+                                 timings.blocked_ms, timings.collect_ms);
+  if (timings.prepare_ms >= 0.5) text += fmt::format(", prepare {:.0f}", timings.prepare_ms);
+  text += fmt::format(", plan {:.0f}", timings.plan_ms);
   if (timings.wait_ms >= 0.5) text += fmt::format(", wait {:.0f}", timings.wait_ms);
   text += fmt::format(", copy {:.0f})", timings.copy_ms);
   const auto outcome = record_->outcome();

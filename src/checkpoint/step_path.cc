@@ -70,9 +70,9 @@ Result<Checkpoint> use_step(const StepPath& step,
     const ErrorCode code = used.error().code;
     const bool may_have_vanished =
         code == ErrorCode::kCorrupt || code == ErrorCode::kIo || code == ErrorCode::kNotFound;
-    if (!may_have_vanished || restart == kRestartsMax) return failure(used.error());
+    if (!may_have_vanished || restart == kRestartsMax) return failure(with_remedy(used.error()));
     const std::string now = written_by(open_step(step));
-    if (now.empty() || now == before) return failure(used.error());
+    if (now.empty() || now == before) return failure(with_remedy(used.error()));
   }
 }
 

@@ -74,6 +74,13 @@ class Arena {
                                                      base::Wait& wait) STRANDLINE_EXCLUDES(mutex_);
   void give_back(std::byte* data, std::uint64_t bytes) STRANDLINE_EXCLUDES(mutex_);
 
+  void unmap_all_free() STRANDLINE_EXCLUDES(mutex_) {
+    base::MutexLock lock(mutex_);
+    std::uint64_t free_bytes = 0;
+    for (const auto& [data, bytes] : free_) free_bytes += bytes;
+    unmap_free(free_bytes);
+  }
+
   [[nodiscard]] std::uint64_t bytes_max() const STRANDLINE_EXCLUDES(mutex_) {
     base::MutexLock lock(mutex_);
     return bytes_max_;
@@ -367,6 +374,7 @@ Result<std::vector<Lease>> Slab::lease(std::span<const std::uint64_t> sizes, bas
   return leases;
 }
 
+void Slab::unmap_free() { arena_->unmap_all_free(); }
 std::uint64_t Slab::host_bytes_max() const { return arena_->bytes_max(); }
 std::uint64_t Slab::bytes_mapped() const { return arena_->bytes_mapped(); }
 std::uint64_t Slab::bytes_in_use() const { return arena_->bytes_in_use(); }

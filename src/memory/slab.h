@@ -66,6 +66,9 @@ class Slab {
   [[nodiscard]] Result<std::vector<Lease>> lease(std::span<const std::uint64_t> sizes,
                                                  base::Wait& wait);
 
+  // Gives memory that is not leased back to the system.
+  void unmap_free();
+
   [[nodiscard]] std::uint64_t host_bytes_max() const;
   [[nodiscard]] std::uint64_t bytes_mapped() const;
   [[nodiscard]] std::uint64_t bytes_in_use() const;  // Of leases, rounded up to pages.

@@ -86,6 +86,9 @@ class Snapshotter {
 
   [[nodiscard]] const memory::Slab& slab() const { return slab_; }
 
+  // Gives memory that no snapshot holds back to the system.
+  void release_free_memory() { slab_.unmap_free(); }
+
  private:
   [[nodiscard]] Result<std::shared_ptr<const Plan>> make_plan(const StateDict& state) const;
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> lay_snapshot(std::shared_ptr<const Plan> plan,
