@@ -60,6 +60,7 @@ class Arena {
  public:
   explicit Arena(Slab::Options options)
       : fixed_(options.host_bytes_max.has_value()),
+        default_ceiling_(options.default_ceiling),
         host_memory_(std::move(options.host_memory)),
         fork_generation_(base::fork_generation()),
         bytes_max_(options.host_bytes_max.value_or(0)) {}
@@ -110,6 +111,7 @@ class Arena {
 
   // Constant after construction.
   const bool fixed_;
+  const DefaultCeiling default_ceiling_;
   const std::function<Result<HostMemory>()> host_memory_;
   const std::uint64_t fork_generation_;
 
@@ -184,8 +186,13 @@ Arena::~Arena() {
 Status Arena::adapt(std::uint64_t state_bytes) {
   base::MutexLock lock(mutex_);
   if (fixed_) return {};
-  const std::uint64_t wanted =
-      base::checked_mul(state_bytes, 2).value_or(std::numeric_limits<std::uint64_t>::max());
+  constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
+  std::uint64_t wanted = base::checked_mul(state_bytes, 2).value_or(kAll);
+  if (default_ceiling_ == DefaultCeiling::kHalfOfFree) {
+    // Free memory is read only when the state does not fit beside what is held.
+    wanted = base::checked_add(state_bytes, bytes_in_use_).value_or(kAll);
+    if (wanted > bytes_max_) wanted = kAll;
+  }
   if (wanted <= bytes_max_) return {};
   Result<HostMemory> memory = host_memory_();
   if (!memory) return failure(std::move(memory).error());

@@ -36,13 +36,21 @@ class Lease {
   std::shared_ptr<const LeasedRange> range_;
 };
 
+// What adapt() raises the ceiling to where none was given; never above half of what was free then.
+enum class DefaultCeiling : std::uint8_t {
+  kTwoGenerations,  // Two generations of the largest state seen: one is written, one is copied.
+  kHalfOfFree,      // All of that half: how many generations are held is the user's affair.
+};
+
 // Hands out leases that never overlap. Thread-safety: thread-safe.
 class Slab {
  public:
   struct Options {
-    // The ceiling of mapped bytes. Not given: raised as states grow (see adapt()), never above half
-    // of what was free then.
-    std::optional<std::uint64_t> host_bytes_max;
+    // The ceiling of mapped bytes. Not given: raised as states grow, as `default_ceiling` says.
+    std::optional<std::uint64_t> host_bytes_max = {};
+    DefaultCeiling default_ceiling = DefaultCeiling::kTwoGenerations;
+    // Other processes can map the leases (see shared_memory.h).
+    bool shared = false;
     // How to ask for free memory; tests replace it.
     std::function<Result<HostMemory>()> host_memory = [] { return read_host_memory(); };
   };
@@ -52,9 +60,9 @@ class Slab {
   Slab(const Slab&) = delete;
   Slab& operator=(const Slab&) = delete;
 
-  // Without a fixed ceiling: raises it to two generations of `state_bytes`, at most half of what
-  // host and cgroup have free (what the slab has mapped already counts as free). It never sinks.
-  // Fails only if free memory cannot be read.
+  // Without a fixed ceiling, before a state of `state_bytes` is staged: raises it as far as
+  // DefaultCeiling says, at most to half of what host and cgroup have free (what the slab has
+  // mapped already counts as free). It never sinks. Fails only if free memory cannot be read.
   [[nodiscard]] Status adapt(std::uint64_t state_bytes);
 
   // One lease per size, all or none, in order. Where memory is taken by leases still held, waits

@@ -296,6 +296,31 @@ TEST(Slab, TheDefaultCeilingIsAtMostHalfOfWhatIsFreeOrMappedAlready) {
   EXPECT_EQ(slab.host_bytes_max(), 35 * kMiB);
 }
 
+TEST(Slab, TheCeilingOfHalfOfWhatIsFreeIsReadAgainOnlyWhenAStateDoesNotFit) {
+  std::uint64_t host = 60 * kMiB;
+  int questions = 0;
+  Slab::Options options = with_free_memory([&] {
+    ++questions;
+    return host;
+  });
+  options.default_ceiling = DefaultCeiling::kHalfOfFree;
+  Slab slab(std::move(options));
+  ASSERT_TRUE(slab.adapt(kMiB));
+  EXPECT_EQ(slab.host_bytes_max(), 30 * kMiB);
+  const auto held = lease(slab, {20 * kMiB});
+  ASSERT_TRUE(held);
+  const int asked = questions;
+  host = 80 * kMiB;
+  ASSERT_TRUE(slab.adapt(10 * kMiB));
+  EXPECT_EQ(questions, asked);
+  EXPECT_EQ(slab.host_bytes_max(), 30 * kMiB);
+  ASSERT_TRUE(slab.adapt(10 * kMiB + 1));
+  EXPECT_EQ(slab.host_bytes_max(), 97 * kMiB / 2) << "half of 77 MiB free and 20 MiB mapped";
+  host = kMiB;
+  ASSERT_TRUE(slab.adapt(~0ull));
+  EXPECT_EQ(slab.host_bytes_max(), 97 * kMiB / 2) << "it sank";
+}
+
 TEST(Slab, AFixedCeilingIsNotAdapted) {
   Slab slab(ceiling(kMiB));
   ASSERT_TRUE(slab.adapt(100 * kMiB));
