@@ -23,15 +23,17 @@ class Wait {
 
   [[nodiscard]] bool expired() const { return std::chrono::steady_clock::now() >= deadline_; }
 
-  // Waits until `condition` is notified, but not beyond the deadline, nor beyond the time to ask
-  // for an interruption. Fails with kUnavailable once interrupted. Gives `mutex` up meanwhile, so
-  // that what is waited for must be looked at again:
+  // Waits until `condition` is notified, but not beyond the deadline or `no_later_than`, nor beyond
+  // the time to ask for an interruption. Fails with kUnavailable once interrupted. Gives `mutex` up
+  // meanwhile, so that what is waited for must be looked at again:
   //
   //   while (!ready_) {
   //     if (wait.expired()) return failure(ErrorCode::kTimeout, "…");
   //     STRANDLINE_RETURN_IF_ERROR(wait.pause(changed_, mutex_));
   //   }
-  [[nodiscard]] Status pause(ConditionVariable& condition, Mutex& mutex) STRANDLINE_REQUIRES(mutex);
+  [[nodiscard]] Status pause(ConditionVariable& condition, Mutex& mutex,
+                             Clock::Instant no_later_than = Clock::Instant::max())
+      STRANDLINE_REQUIRES(mutex);
 
  private:
   const Clock::Instant deadline_;

@@ -11,15 +11,12 @@
 
 #include "base/wait.h"
 #include "memory/host_memory.h"
+#include "memory/pages.h"
 #include "strandline/error.h"
 
 namespace strandline::memory {
 
-// Leases begin at a multiple of this and take whole multiples of it: pages, and the unit of direct
-// I/O.
-inline constexpr std::uint64_t kPageBytes = 4096;
-
-class Arena;        // The slab's own state, shared by its leases; in slab.cc.
+class Arena;        // The slab's own state, shared by its leases; in arena.h.
 class LeasedRange;  // Likewise.
 
 // A page-aligned range of a Slab. Copies share it; the last holder's end gives it back. It stays
@@ -82,6 +79,7 @@ class Slab {
   [[nodiscard]] std::uint64_t bytes_in_use() const;  // Of leases, rounded up to pages.
 
  private:
+  const bool shared_;
   const std::shared_ptr<Arena> arena_;
 };
 

@@ -31,16 +31,19 @@ Clock::Instant soon() {  // Long enough for a slow machine; tests end before it.
   return std::chrono::steady_clock::now() + std::chrono::seconds(60);
 }
 
-Slab::Options ceiling(std::uint64_t bytes) {
+Slab::Options ceiling(std::uint64_t bytes, bool shared = false) {
   Slab::Options options;
   options.host_bytes_max = bytes;
+  options.shared = shared;
   return options;
 }
 
 Slab::Options with_free_memory(std::function<std::uint64_t()> host,
-                               std::optional<std::uint64_t> bytes_max = std::nullopt) {
+                               std::optional<std::uint64_t> bytes_max = std::nullopt,
+                               bool shared = false) {
   Slab::Options options;
   options.host_bytes_max = bytes_max;
+  options.shared = shared;
   options.host_memory = [host = std::move(host)]() -> Result<HostMemory> {
     return HostMemory{.host_bytes_free = host(), .cgroup_bytes_free = 77 * kMiB, .cgroup = "/job"};
   };
@@ -69,8 +72,13 @@ bool stamped(const Lease& lease, std::uint64_t mark) {
   return true;
 }
 
-TEST(Slab, LeasesArePageAlignedAndHaveTheSizesAskedFor) {
-  Slab slab(ceiling(kMiB));
+// Private and shared ones.
+class EverySlab : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Pages, EverySlab, testing::Bool(),
+                         [](const auto& shared) { return shared.param ? "Shared" : "Private"; });
+
+TEST_P(EverySlab, LeasesArePageAlignedAndHaveTheSizesAskedFor) {
+  Slab slab(ceiling(kMiB, GetParam()));
   const auto leases = lease(slab, {1, 4096, 4097, 100'000});
   ASSERT_TRUE(leases);
   ASSERT_EQ(leases->size(), 4u);
@@ -81,8 +89,8 @@ TEST(Slab, LeasesArePageAlignedAndHaveTheSizesAskedFor) {
   EXPECT_EQ(slab.bytes_in_use(), 4096u + 4096 + 8192 + 102'400);
 }
 
-TEST(Slab, ALeaseOfNoBytesIsValidAndCostsNothing) {
-  Slab slab(ceiling(0));
+TEST_P(EverySlab, ALeaseOfNoBytesIsValidAndCostsNothing) {
+  Slab slab(ceiling(0, GetParam()));
   const auto leases = lease(slab, {0, 0});
   ASSERT_TRUE(leases);
   EXPECT_TRUE((*leases)[0]);
@@ -91,9 +99,9 @@ TEST(Slab, ALeaseOfNoBytesIsValidAndCostsNothing) {
   EXPECT_FALSE(Lease());
 }
 
-TEST(Slab, LeasesNeverOverlapWhateverTheOrderOfReturns) {
+TEST_P(EverySlab, LeasesNeverOverlapWhateverTheOrderOfReturns) {
   constexpr std::uint64_t kCeiling = 8 * kMiB;
-  Slab slab(ceiling(kCeiling));
+  Slab slab(ceiling(kCeiling, GetParam()));
   std::mt19937_64 random(20240607);
   std::vector<std::pair<Lease, std::uint64_t>> live;
   std::uint64_t mark = 0;
@@ -132,9 +140,9 @@ TEST(Slab, LeasesNeverOverlapWhateverTheOrderOfReturns) {
   EXPECT_GT(refused, 0u) << "the ceiling was never reached: the test tests little";
 }
 
-TEST(Slab, ThreadsNeverGetTheSameMemoryAndAllAreServed) {
+TEST_P(EverySlab, ThreadsNeverGetTheSameMemoryAndAllAreServed) {
   constexpr std::uint64_t kCeiling = kMiB;
-  Slab slab(ceiling(kCeiling));
+  Slab slab(ceiling(kCeiling, GetParam()));
   std::atomic<bool> intact = true;
   std::vector<std::thread> threads;
   for (std::uint64_t id = 1; id <= 4; ++id) {
@@ -158,8 +166,8 @@ TEST(Slab, ThreadsNeverGetTheSameMemoryAndAllAreServed) {
   EXPECT_EQ(slab.bytes_in_use(), 0u);
 }
 
-TEST(Slab, AWaiterIsWokenByTheReturnOfALease) {
-  Slab slab(ceiling(kMiB));
+TEST_P(EverySlab, AWaiterIsWokenByTheReturnOfALease) {
+  Slab slab(ceiling(kMiB, GetParam()));
   auto held = lease(slab, {kMiB});
   ASSERT_TRUE(held);
   std::latch started(1);
@@ -172,8 +180,8 @@ TEST(Slab, AWaiterIsWokenByTheReturnOfALease) {
   waiter.join();
 }
 
-TEST(Slab, AFullSlabTimesOutAndSaysWhoHoldsTheMemory) {
-  Slab slab(ceiling(kMiB));
+TEST_P(EverySlab, AFullSlabTimesOutAndSaysWhoHoldsTheMemory) {
+  Slab slab(ceiling(kMiB, GetParam()));
   const auto held = lease(slab, {kMiB});
   const auto refused =
       lease(slab, {4096}, std::chrono::steady_clock::now() + std::chrono::milliseconds(5));
@@ -182,8 +190,8 @@ TEST(Slab, AFullSlabTimesOutAndSaysWhoHoldsTheMemory) {
   EXPECT_NE(refused.error().message.find("hold 1048576 of 1048576"), std::string::npos);
 }
 
-TEST(Slab, AWaiterCanBeInterruptedAndTakesNothing) {
-  Slab slab(ceiling(kMiB));
+TEST_P(EverySlab, AWaiterCanBeInterruptedAndTakesNothing) {
+  Slab slab(ceiling(kMiB, GetParam()));
   auto held = lease(slab, {kMiB}).value();
   const std::vector<std::uint64_t> sizes = {kMiB};
   base::Wait wait(soon(), [&] {
@@ -196,8 +204,8 @@ TEST(Slab, AWaiterCanBeInterruptedAndTakesNothing) {
   EXPECT_TRUE(lease(slab, {kMiB}));
 }
 
-TEST(Slab, SeveralSizesAreGivenAllOrNone) {
-  Slab slab(ceiling(kMiB));
+TEST_P(EverySlab, SeveralSizesAreGivenAllOrNone) {
+  Slab slab(ceiling(kMiB, GetParam()));
   const auto held = lease(slab, {kMiB / 2});
   const std::uint64_t before = slab.bytes_in_use();
   EXPECT_FALSE(lease(slab, {4096, kMiB / 2}));
@@ -205,8 +213,8 @@ TEST(Slab, SeveralSizesAreGivenAllOrNone) {
   EXPECT_TRUE(lease(slab, {4096, kMiB / 2 - 4096}));
 }
 
-TEST(Slab, WhatCanNeverFitIsRefusedAtOnce) {
-  Slab slab(ceiling(kMiB));
+TEST_P(EverySlab, WhatCanNeverFitIsRefusedAtOnce) {
+  Slab slab(ceiling(kMiB, GetParam()));
   const auto refused = lease(slab, {kMiB, 1}, soon());
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
@@ -215,12 +223,12 @@ TEST(Slab, WhatCanNeverFitIsRefusedAtOnce) {
             ErrorCode::kMemoryLimit);
 }
 
-TEST(Slab, GenerationsOfAlternatingSizesAlwaysFitUnderACeilingOfTwo) {
+TEST_P(EverySlab, GenerationsOfAlternatingSizesAlwaysFitUnderACeilingOfTwo) {
   const std::vector<std::uint64_t> one = {3 * kMiB, kMiB, 5 * kMiB + 4096, 4096};
   const std::vector<std::uint64_t> two = {kMiB / 2, 4 * kMiB, 4 * kMiB, kMiB / 2 + 8192};
   std::uint64_t total = 0;
   for (const auto size : one) total += size;
-  Slab slab(ceiling(2 * total));
+  Slab slab(ceiling(2 * total, GetParam()));
   std::vector<std::vector<Lease>> held;
   for (int generation = 0; generation < 100; ++generation) {
     if (held.size() == 2) held.erase(held.begin() + generation % 2);
@@ -231,8 +239,8 @@ TEST(Slab, GenerationsOfAlternatingSizesAlwaysFitUnderACeilingOfTwo) {
   }
 }
 
-TEST(Slab, ScatteredHolesDoNotKeepAFittingRequestFromSucceeding) {
-  Slab slab(ceiling(64 * 4096));
+TEST_P(EverySlab, ScatteredHolesDoNotKeepAFittingRequestFromSucceeding) {
+  Slab slab(ceiling(64 * 4096, GetParam()));
   auto pages = lease(slab, std::vector<std::uint64_t>(64, 4096));
   ASSERT_TRUE(pages);
   std::vector<Lease> kept;
@@ -243,14 +251,14 @@ TEST(Slab, ScatteredHolesDoNotKeepAFittingRequestFromSucceeding) {
   EXPECT_EQ(slab.bytes_mapped(), 64u * 4096);
 }
 
-TEST(Slab, RepeatedGenerationsUseTheSamePagesAgain) {
+TEST_P(EverySlab, RepeatedGenerationsUseTheSamePagesAgain) {
   int questions = 0;
   Slab slab(with_free_memory(
       [&] {
         ++questions;
         return 100 * kMiB;
       },
-      10 * kMiB));
+      10 * kMiB, GetParam()));
   const std::vector<std::uint64_t> sizes = {kMiB, 3 * kMiB, 4096};
   std::vector<Lease> first = lease(slab, sizes).value();
   std::vector<Lease> second = lease(slab, sizes).value();
@@ -266,8 +274,8 @@ TEST(Slab, RepeatedGenerationsUseTheSamePagesAgain) {
   EXPECT_EQ(questions, asked) << "memory was mapped again";
 }
 
-TEST(Slab, ALeaseOutlivesItsSlab) {
-  auto slab = std::make_unique<Slab>(ceiling(kMiB));
+TEST_P(EverySlab, ALeaseOutlivesItsSlab) {
+  auto slab = std::make_unique<Slab>(ceiling(kMiB, GetParam()));
   std::vector<Lease> leases = lease(*slab, {kMiB / 2, kMiB / 4}).value();
   stamp(leases[0], 7);
   slab.reset();
@@ -327,8 +335,8 @@ TEST(Slab, AFixedCeilingIsNotAdapted) {
   EXPECT_EQ(slab.host_bytes_max(), kMiB);
 }
 
-TEST(Slab, GrowthBeyondFreeMemoryIsRefusedWithBothFigures) {
-  Slab slab(with_free_memory([] { return 3 * kMiB; }, 100 * kMiB));
+TEST_P(EverySlab, GrowthBeyondFreeMemoryIsRefusedWithBothFigures) {
+  Slab slab(with_free_memory([] { return 3 * kMiB; }, 100 * kMiB, GetParam()));
   const auto refused = lease(slab, {4 * kMiB}, soon());
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kMemoryLimit);
@@ -338,9 +346,9 @@ TEST(Slab, GrowthBeyondFreeMemoryIsRefusedWithBothFigures) {
   EXPECT_EQ(slab.bytes_mapped(), 0u);
 }
 
-TEST(Slab, WithTooLittleFreeMemoryAWaiterGetsWhatEarlierLeasesGiveBack) {
+TEST_P(EverySlab, WithTooLittleFreeMemoryAWaiterGetsWhatEarlierLeasesGiveBack) {
   std::uint64_t host = 100 * kMiB;
-  Slab slab(with_free_memory([&] { return host; }, 100 * kMiB));
+  Slab slab(with_free_memory([&] { return host; }, 100 * kMiB, GetParam()));
   auto held = lease(slab, {4 * kMiB});
   host = kMiB;
   EXPECT_EQ(lease(slab, {4 * kMiB}).error().code, ErrorCode::kTimeout);
@@ -359,8 +367,8 @@ TEST(Slab, UnreadableFreeMemoryIsReported) {
   EXPECT_EQ(slab.adapt(1).error().message, "no meminfo");
 }
 
-TEST(Slab, MemoryThatTheKernelRefusesIsAnErrorAndLosesNothing) {
-  Slab::Options options = ceiling(1ull << 61);
+TEST_P(EverySlab, MemoryThatTheKernelRefusesIsAnErrorAndLosesNothing) {
+  Slab::Options options = ceiling(1ull << 61, GetParam());
   options.host_memory = []() -> Result<HostMemory> {
     return HostMemory{.host_bytes_free = 1ull << 62, .cgroup_bytes_free = 1ull << 62, .cgroup = {}};
   };
@@ -373,8 +381,8 @@ TEST(Slab, MemoryThatTheKernelRefusesIsAnErrorAndLosesNothing) {
   EXPECT_TRUE(lease(slab, {4096}));
 }
 
-TEST(Slab, AForkedChildLeavesTheParentsSlabAlone) {
-  auto slab = std::make_unique<Slab>(ceiling(kMiB));
+TEST_P(EverySlab, AForkedChildLeavesTheParentsSlabAlone) {
+  auto slab = std::make_unique<Slab>(ceiling(kMiB, GetParam()));
   std::vector<Lease> leases = lease(*slab, {4096}).value();
   stamp(leases[0], 3);
   const pid_t child = ::fork();
