@@ -78,7 +78,13 @@ Result<base::UniqueFd> open_memory_file(const SharedRange& range) {
     if (error == ENOENT || error == ESRCH) {
       return failure(not_there(range, "the process has ended or closed it"));
     }
-    return failure(base::system_error("open the shared memory", path, error));
+    Error refusal = base::system_error("open the shared memory", path, error);
+    if (error == EACCES || error == EPERM) {
+      refusal.message = "process " + std::to_string(range.pid) +
+                        " does not let this one open its memory: it runs as another user or with "
+                        "other rights; run both as the same user, without set-user-ID";
+    }
+    return failure(std::move(refusal));
   }
   struct stat file {};
   struct statfs system {};

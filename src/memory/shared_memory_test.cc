@@ -3,6 +3,7 @@
 #include "strandline/shared_memory.h"
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -652,6 +653,33 @@ TEST_F(SharedMemory, LimitsOfFilesAreErrors) {
   EXPECT_EQ(with_limit(RLIMIT_FSIZE, kMiB), error_code_name(ErrorCode::kMemoryLimit));
   EXPECT_EQ(with_limit(RLIMIT_FSIZE, 16 * kMiB), "ok");
   EXPECT_EQ(with_limit(RLIMIT_NOFILE, 0), error_code_name(ErrorCode::kMemoryLimit));
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // They need the addresses.
+TEST_F(SharedMemory, MakesDoWithTheAddressesThatAProcessIsAllowed) {
+  ChildProcess child([]() -> std::string {
+    const struct rlimit limit { .rlim_cur = 3ull << 30, .rlim_max = 3ull << 30 };
+    if (::setrlimit(RLIMIT_AS, &limit) != 0) return "?";
+    Slab slab(shared_options(256 * kMiB));
+    const auto made = try_lease(slab, {64 * kMiB});
+    if (!made) return made.error().text();
+    const auto refused = try_lease(slab, {8192 * kMiB});
+    return refused ? "more than there can be" : "ok";
+  });
+  EXPECT_EQ(child.wait(), "ok");
+}
+#endif
+
+TEST_F(SharedMemory, IsNotFilledByAProcessThatLocksItsMemory) {
+  ChildProcess child([]() -> std::string {
+    if (::mlockall(MCL_FUTURE) != 0) return "not allowed here";
+    Slab slab(shared_options(kMiB));
+    const auto made = try_lease(slab, {kMiB / 2});
+    if (!made) return made.error().text();
+    const SharedRange range = share(made->at(0).data(), 1).value();
+    return bytes_allocated(range) == kMiB / 2 + kTableBytes ? "ok" : "was filled";
+  });
+  EXPECT_THAT(child.wait(), ::testing::AnyOf("ok", "not allowed here"));
 }
 
 }  // namespace

@@ -108,6 +108,12 @@ std::uint64_t file_bytes_max() {
   return limit.rlim_cur;
 }
 
+Error too_long(std::uint64_t bytes) {
+  Error refusal = cannot_map(bytes, EFBIG);
+  refusal.message += "; raise the limit of file sizes (`ulimit -f`), which holds for memory too";
+  return refusal;
+}
+
 int allocate(int fd, int mode, std::uint64_t offset, std::uint64_t bytes) {
   for (std::uint64_t done = 0; done < bytes;) {
     const std::uint64_t piece = std::min(bytes - done, kPieceBytes);
@@ -143,7 +149,7 @@ Status SharedPages::reserve(std::uint64_t bytes) {
   const std::uint64_t least = base::checked_add(bytes, kTableBytes).value_or(~std::uint64_t{0});
   std::uint64_t wanted = std::max(kReservedBytesMin, host_bytes * kReservedPerHostByte);
   wanted = std::min(std::max(wanted, least), file_bytes_max() / kPageBytes * kPageBytes);
-  if (wanted < least) return failure(cannot_map(bytes, EFBIG));
+  if (wanted < least) return failure(too_long(bytes));
   base_ = reserve_addresses(wanted);
   while (base_ == nullptr) {
     // Less will do where addresses are limited (ulimit -v).
