@@ -134,6 +134,31 @@ TEST(AttachedSlab, RangesThatMakeNoSenseAreRefused) {
   EXPECT_EQ(changed([](SharedRange& range) { range.bytes = 0; }), invalid);
 }
 
+TEST(AttachedSlab, InTheProcessThatStagedItTheSameRangesAreRefused) {
+  Slab slab({.host_bytes_max = kMiB, .shared = true});
+  base::Wait wait(base::Clock::Instant{});
+  const auto held = slab.lease(std::vector<std::uint64_t>{kPageBytes, kPageBytes}, wait).value();
+  const SharedRange right = share(held[0].data(), kPageBytes).value();
+  const std::string invalid = name_of(ErrorCode::kInvalidArgument);
+  for (const std::uint64_t offset :
+       {std::uint64_t{0}, right.offset - 1, right.offset + 1, right.offset + kPageBytes,
+        std::numeric_limits<std::uint64_t>::max()}) {
+    SharedRange range = right;
+    range.offset = offset;
+    EXPECT_EQ(code_of(attach(range)), invalid) << offset;
+  }
+  for (const std::uint64_t bytes :
+       {std::uint64_t{0}, kPageBytes + 1, std::numeric_limits<std::uint64_t>::max()}) {
+    SharedRange range = right;
+    range.bytes = bytes;
+    EXPECT_EQ(code_of(attach(range)), invalid) << bytes;
+  }
+  SharedRange range = right;
+  range.generation += GenerationTable::kPlaces;
+  EXPECT_EQ(code_of(attach(range)), name_of(ErrorCode::kNotFound));
+  EXPECT_EQ(code_of(attach(right)), "attached");
+}
+
 TEST(AttachedSlab, WhatIsNotThereAnyMoreIsNotFound) {
   const ForgedSlab slab;
   slab.table().write({.number = kNumber, .offset = kTableBytes, .bytes = kMiB});

@@ -91,6 +91,8 @@ void Sends::stop() {
   }
   stopped_.notify_all();
   if (ending.joinable()) ending.join();
+  base::MutexLock lock(mutex_);
+  stopping_ = false;
 }
 
 std::size_t Sends::size() const {

@@ -42,7 +42,7 @@ class Sends {
   void sweep(base::Clock::Instant now = std::chrono::steady_clock::now())
       STRANDLINE_EXCLUDES(mutex_);
 
-  // Ends the thread; none is started afterwards.
+  // Ends the thread; the next keep() starts another.
   void stop() STRANDLINE_EXCLUDES(mutex_);
 
   [[nodiscard]] std::size_t size() const STRANDLINE_EXCLUDES(mutex_);

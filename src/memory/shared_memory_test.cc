@@ -126,6 +126,17 @@ SharedRange receive(const Pipe& pipe) {
           .bytes = message.bytes};
 }
 
+// A child that ends as a process does, without threads.
+class OtherProcess : public ChildProcess {
+ public:
+  explicit OtherProcess(const std::function<std::string()>& body)
+      : ChildProcess([&body] {
+          std::string text = body();
+          exchange().sends().stop();
+          return text;
+        }) {}
+};
+
 // A child that stages `sizes` into a shared slab, each filled with its number from 1 on, sends the
 // ranges through `ranges` and then lives, holding them, until `end` is sent to it.
 std::string stage_and_hold(const std::vector<std::uint64_t>& sizes, const Pipe& ranges,
@@ -151,8 +162,13 @@ bool happens(const std::function<bool()>& condition) {
 
 class SharedMemory : public ::testing::Test {
  protected:
-  // Nothing of an earlier test is kept any more.
-  void SetUp() override { exchange().sends().sweep(soon() + kClaimWait); }
+  // Nothing of an earlier test is kept any more, and no thread runs: some tests fork children that
+  // start threads, which sanitizers follow only if there were none.
+  void SetUp() override {
+    exchange().sends().sweep(soon() + kClaimWait);
+    exchange().sends().stop();
+  }
+  void TearDown() override { SetUp(); }
 };
 
 TEST_F(SharedMemory, AnotherProcessSeesTheBytesAndWritesAreSeenBothWays) {
@@ -161,7 +177,7 @@ TEST_F(SharedMemory, AnotherProcessSeesTheBytesAndWritesAreSeenBothWays) {
   const SharedRange range = share(held.data() + 100, kMiB - 100).value();
   Pipe written;
   Pipe answered;
-  ChildProcess child([&]() -> std::string {
+  OtherProcess child([&]() -> std::string {
     Result<AttachedMemory> memory = attach(range);
     if (!memory) return memory.error().text();
     if (memory->bytes != kMiB - 100) return "other bytes";
@@ -187,7 +203,7 @@ TEST_F(SharedMemory, IsNotUsedAgainWhileAnotherProcessHoldsIt) {
   Pipe attached;
   Pipe drop;
   Pipe dropped;
-  ChildProcess child([&]() -> std::string {
+  OtherProcess child([&]() -> std::string {
     Result<AttachedMemory> memory = attach(range);
     if (!memory) return memory.error().text();
     attached.send();
@@ -216,7 +232,7 @@ TEST_F(SharedMemory, OfAKilledProcessIsGivenToWhoWaitsForIt) {
   const SharedRange range = share(held.data(), kMiB).value();
   Pipe attached;
   Pipe never;
-  ChildProcess child([&]() -> std::string {
+  OtherProcess child([&]() -> std::string {
     const Result<AttachedMemory> memory = attach(range);
     attached.send();
     return never.receive() ? "" : memory ? "held" : "not attached";
@@ -233,7 +249,7 @@ TEST_F(SharedMemory, OfAKilledProcessIsGivenToWhoWaitsForIt) {
 TEST_F(SharedMemory, OutlivesItsKilledOwnerAndCanBePassedOn) {
   Pipe ranges;
   Pipe never;
-  std::optional<ChildProcess> owner(std::in_place, [&] {
+  std::optional<OtherProcess> owner(std::in_place, [&] {
     return stage_and_hold({2 * kMiB, kMiB}, ranges, never);
   });
   const SharedRange first = receive(ranges);
@@ -249,7 +265,7 @@ TEST_F(SharedMemory, OutlivesItsKilledOwnerAndCanBePassedOn) {
 
   const SharedRange passed_on = share(memory->data, 4096).value();
   EXPECT_EQ(passed_on.pid, ::getpid());
-  ChildProcess third([&]() -> std::string {
+  OtherProcess third([&]() -> std::string {
     const Result<AttachedMemory> again = attach(passed_on);
     if (!again) return again.error().text();
     return again->data[7] == std::byte{9} ? "ok" : "other bytes";
@@ -260,7 +276,7 @@ TEST_F(SharedMemory, OutlivesItsKilledOwnerAndCanBePassedOn) {
 TEST_F(SharedMemory, WhoseOwnerEndedBeforeItWasAttachedIsNotFound) {
   Pipe ranges;
   Pipe end;
-  ChildProcess owner([&] { return stage_and_hold({kMiB}, ranges, end); });
+  OtherProcess owner([&] { return stage_and_hold({kMiB}, ranges, end); });
   const SharedRange range = receive(ranges);
   end.send();
   ASSERT_EQ(owner.wait(), "ended");
@@ -283,7 +299,7 @@ TEST_F(SharedMemory, OfOneSlabTakesOneDescriptorInAnyProcess) {
     ranges.push_back(share(generation.data(), 4096).value());
   }
   EXPECT_EQ(open_descriptors(), before + 1);
-  ChildProcess child([&]() -> std::string {
+  OtherProcess child([&]() -> std::string {
     const std::size_t descriptors = open_descriptors();
     const std::size_t mappings = mappings_of_shared_memory();
     std::vector<AttachedMemory> attached;
@@ -338,16 +354,17 @@ TEST_F(SharedMemory, SentBackByWhoAloneStillHoldsItIsTheSameMemoryAgain) {
   Slab slab(shared_options(kMiB));
   Lease held = lease(slab, kMiB, 1);
   const std::byte* const address = held.data();
-  const SharedRange range = share(address, kMiB).value();
+  Pipe there;
   Pipe back;
   Pipe end;
-  ChildProcess child([&]() -> std::string {
-    const Result<AttachedMemory> memory = attach(range);
+  OtherProcess child([&]() -> std::string {
+    const Result<AttachedMemory> memory = attach(receive(there));
     if (!memory) return memory.error().text();
     memory->data[0] = std::byte{5};
     send(back, share(memory->data, kMiB).value());
     return end.receive() ? "ok" : "nothing was said";
   });
+  send(there, share(address, kMiB).value());
   const SharedRange returned = receive(back);
   EXPECT_NE(returned.pid, ::getpid());
   held = {};
@@ -400,7 +417,7 @@ TEST_F(SharedMemory, SentByASlabThatIsGoneIsLetGoOfOnceItIsReceived) {
   Pipe go;
   Pipe end;
   {
-    ChildProcess child([&]() -> std::string {
+    OtherProcess child([&]() -> std::string {
       if (!go.receive()) return "nothing was said";
       const Result<AttachedMemory> memory = attach(range);
       if (!memory) return memory.error().text();
@@ -445,7 +462,7 @@ TEST_F(SharedMemory, ThatIsUnmappedIsReallyFree) {
 TEST_F(SharedMemory, OfASlabThatIsGoneIsOnlyWhatIsStillHeld) {
   Pipe ranges;
   Pipe end;
-  ChildProcess owner([&]() -> std::string {
+  OtherProcess owner([&]() -> std::string {
     std::optional<Slab> slab(shared_options(64 * kMiB));
     std::vector<Lease> leases;
     for (int i = 0; i < 3; ++i) leases.push_back(lease(*slab, 4 * kMiB, i));
@@ -478,18 +495,19 @@ TEST_F(SharedMemory, OfASlabThatIsGoneIsOnlyWhatIsStillHeld) {
 TEST_F(SharedMemory, InAForkedChildCanBeReadAndIsTheParents) {
   auto slab = std::make_unique<Slab>(shared_options(kMiB));
   Lease held = lease(*slab, 4096, 4);
-  const SharedRange range = share(held.data(), 4096).value();
-  ChildProcess child([&]() -> std::string {
+  Pipe there;
+  OtherProcess child([&]() -> std::string {
     if (!all_are(held.data(), 4096, 4)) return "cannot be read";
     const auto shared = share(held.data(), 4096);
     if (shared || shared.error().code != ErrorCode::kInvalidArgument) return "was shared";
-    if (!attach(range)) return "cannot be attached";
+    if (!attach(receive(there))) return "cannot be attached";
     held = {};
     slab.reset();
     Slab own(shared_options(kMiB));
     const Lease mine = lease(own, 4096, 5);
     return share(mine.data(), 4096) ? "ok" : "cannot share its own";
   });
+  send(there, share(held.data(), 4096).value());
   EXPECT_EQ(child.wait(), "ok");
   EXPECT_TRUE(all_are(held.data(), 4096, 4));
   EXPECT_TRUE(share(held.data(), 4096));
@@ -593,7 +611,7 @@ TEST_F(SharedMemory, NeverOverlapsWhateverOthersHoldInWhateverOrder) {
 TEST_F(SharedMemory, ThreadsMayShareAttachAndDropTheSameMemory) {
   Pipe ranges;
   Pipe end;
-  ChildProcess owner([&] { return stage_and_hold({kMiB, kMiB}, ranges, end); });
+  OtherProcess owner([&] { return stage_and_hold({kMiB, kMiB}, ranges, end); });
   const std::vector<SharedRange> staged = {receive(ranges), receive(ranges)};
   const std::size_t descriptors = open_descriptors();
   std::vector<std::thread> threads;
@@ -637,7 +655,7 @@ TEST_F(SharedMemory, SignalsDoNotKeepMemoryFromBeingAllocated) {
 // The limits of a process are errors there, never signals.
 TEST_F(SharedMemory, LimitsOfFilesAreErrors) {
   const auto with_limit = [](int resource, rlim_t most) {
-    return ChildProcess([=]() -> std::string {
+    return OtherProcess([=]() -> std::string {
              const struct rlimit limit { .rlim_cur = most, .rlim_max = most };
              if (::setrlimit(static_cast<__rlimit_resource_t>(resource), &limit) != 0) return "?";
              Slab::Options options = shared_options(4 * kMiB);
@@ -657,7 +675,7 @@ TEST_F(SharedMemory, LimitsOfFilesAreErrors) {
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // They need the addresses.
 TEST_F(SharedMemory, MakesDoWithTheAddressesThatAProcessIsAllowed) {
-  ChildProcess child([]() -> std::string {
+  OtherProcess child([]() -> std::string {
     const struct rlimit limit { .rlim_cur = 3ull << 30, .rlim_max = 3ull << 30 };
     if (::setrlimit(RLIMIT_AS, &limit) != 0) return "?";
     Slab slab(shared_options(256 * kMiB));
@@ -671,7 +689,7 @@ TEST_F(SharedMemory, MakesDoWithTheAddressesThatAProcessIsAllowed) {
 #endif
 
 TEST_F(SharedMemory, IsNotFilledByAProcessThatLocksItsMemory) {
-  ChildProcess child([]() -> std::string {
+  OtherProcess child([]() -> std::string {
     if (::mlockall(MCL_FUTURE) != 0) return "not allowed here";
     Slab slab(shared_options(kMiB));
     const auto made = try_lease(slab, {kMiB / 2});
