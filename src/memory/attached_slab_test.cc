@@ -227,9 +227,11 @@ TEST(AttachedSlab, OtherMemoryFilesAreRefused) {
   const std::string gone = name_of(ErrorCode::kNotFound);
   constexpr int kSealed = F_SEAL_SHRINK | F_SEAL_GROW;
   const base::UniqueFd unsealed = memory_file(kTableBytes + kMiB, 0);
-  GenerationTable(static_cast<std::byte*>(::mmap(nullptr, kTableBytes, PROT_READ | PROT_WRITE,
-                                                 MAP_SHARED, unsealed.get(), 0)))
-      .create(kSlab);
+  void* const memory =
+      ::mmap(nullptr, kTableBytes, PROT_READ | PROT_WRITE, MAP_SHARED, unsealed.get(), 0);
+  GenerationTable table(static_cast<std::byte*>(memory));
+  table.create(kSlab);
+  table.write({.number = kNumber, .offset = kTableBytes, .bytes = kMiB});
   EXPECT_EQ(code_of(attach(range_at(unsealed.get()))), gone) << "could be cut off under our feet";
   EXPECT_EQ(code_of(attach(range_at(memory_file(kTableBytes + kMiB, kSealed).get()))), gone);
   EXPECT_EQ(code_of(attach(range_at(memory_file(kTableBytes - 1, kSealed).get()))), gone);
@@ -294,6 +296,33 @@ TEST(AttachedSlab, ATableThatChangesAllTheTimeLeadsNowhereElse) {
     ASSERT_LE(range.offset + range.bytes, kTableBytes + kMiB);
     memory->data[0] = std::byte{1};
     memory->data[range.bytes - 1] = std::byte{1};
+  }
+  EXPECT_GT(attached, 0u);
+}
+
+// The slab's own process takes the generation back whenever nobody holds it.
+TEST(AttachedSlab, WhatWasAttachedIsNeverTakenBackMeanwhile) {
+  const ForgedSlab slab;
+  std::jthread own([&](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      slab.table().write({.number = kNumber, .offset = kTableBytes, .bytes = kMiB});
+      while (lock_range(slab.descriptor(), RangeLock::kExclusive, kTableBytes, kMiB) != 0) {
+        if (stop.stop_requested()) return;
+      }
+      slab.table().mark_dead(kNumber);
+      unlock_range(slab.descriptor(), kTableBytes, kMiB);
+      for (int i = 0; i < 50; ++i) std::this_thread::yield();
+    }
+  });
+  std::size_t attached = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    const auto memory = attach(slab.range());
+    if (!memory) continue;
+    ++attached;
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(slab.table().find(kNumber)) << "round " << round;
+      std::this_thread::yield();
+    }
   }
   EXPECT_GT(attached, 0u);
 }

@@ -11,6 +11,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -160,6 +162,15 @@ bool happens(const std::function<bool()>& condition) {
   return true;
 }
 
+// Whether a thread of this process waits.
+bool sleeps(pid_t thread) {
+  std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  const std::size_t state = text.rfind(')');
+  return state != std::string::npos && text.compare(state, 3, ") S") == 0;
+}
+
 class SharedMemory : public ::testing::Test {
  protected:
   // Nothing of an earlier test is kept any more, and no thread runs: some tests fork children that
@@ -217,6 +228,7 @@ TEST_F(SharedMemory, IsNotUsedAgainWhileAnotherProcessHoldsIt) {
   held = {};
   EXPECT_EQ(try_lease(slab, {4096}).error().code, ErrorCode::kTimeout);
   EXPECT_EQ(slab.bytes_in_use(), kMiB);
+  EXPECT_FALSE(share(address, 1)) << "nobody holds it here";
   drop.send();
   ASSERT_TRUE(dropped.receive());
   const auto again = try_lease(slab, {kMiB});
@@ -240,10 +252,89 @@ TEST_F(SharedMemory, OfAKilledProcessIsGivenToWhoWaitsForIt) {
   ASSERT_TRUE(attached.receive());
   held = {};
   ASSERT_FALSE(try_lease(slab, {kMiB}));
-  std::thread waiter([&] { EXPECT_TRUE(try_lease(slab, {kMiB}, soon())); });
+  std::atomic<pid_t> id = 0;
+  std::thread waiter([&] {
+    id = ::gettid();
+    EXPECT_TRUE(try_lease(slab, {kMiB}, soon()));
+  });
+  ASSERT_TRUE(happens([&] { return id != 0 && sleeps(id); }));
   child.kill();
   waiter.join();
   EXPECT_EQ(slab.bytes_in_use(), 0u);
+}
+
+TEST_F(SharedMemory, UsedAgainCanBeSharedAgainAndTheOldRangeIsNotFound) {
+  Slab slab(shared_options(kMiB));
+  Pipe ranges;
+  Pipe asked;
+  OtherProcess child([&]() -> std::string {
+    const auto old = attach(receive(ranges));
+    if (old || old.error().code != ErrorCode::kNotFound) return "the old one is there";
+    asked.send();
+    const auto again = attach(receive(ranges));
+    if (again || again.error().code != ErrorCode::kNotFound) return "it is there again";
+    const auto next = attach(receive(ranges));
+    if (!next) return next.error().text();
+    return all_are(next->data, kMiB, 2) ? "ok" : "other bytes";
+  });
+  Lease held = lease(slab, kMiB, 1);
+  const SharedRange old = share(held.data(), kMiB).value();
+  held = {};
+  exchange().sends().sweep(soon() + kClaimWait);
+  send(ranges, old);
+  // Only then is its place in the table another generation's.
+  ASSERT_TRUE(asked.receive());
+  held = lease(slab, kMiB, 2);
+  send(ranges, old);
+  send(ranges, share(held.data(), kMiB).value());
+  EXPECT_EQ(child.wait(), "ok");
+}
+
+TEST_F(SharedMemory, OfOneGenerationComesBackWhileAnotherIsHeld) {
+  Slab slab(shared_options(2 * kMiB));
+  std::vector<Lease> held = {lease(slab, kMiB, 1), lease(slab, kMiB, 2)};
+  const SharedRange first = share(held[0].data(), kMiB).value();
+  const SharedRange second = share(held[1].data(), kMiB).value();
+  Pipe dropped;
+  Pipe end;
+  OtherProcess child([&]() -> std::string {
+    Result<AttachedMemory> dropped_memory = attach(first);
+    const Result<AttachedMemory> kept_memory = attach(second);
+    if (!dropped_memory || !kept_memory) return "not attached";
+    dropped_memory = AttachedMemory();
+    dropped.send();
+    return end.receive() && all_are(kept_memory->data, kMiB, 2) ? "ok" : "overwritten";
+  });
+  ASSERT_TRUE(dropped.receive());
+  held.clear();
+  const auto again = try_lease(slab, {kMiB});
+  ASSERT_TRUE(again);
+  EXPECT_FALSE(try_lease(slab, {4096}));
+  std::memset(again->at(0).data(), 3, kMiB);
+  end.send();
+  EXPECT_EQ(child.wait(), "ok");
+}
+
+TEST_F(SharedMemory, AttachedIsNotLetGoOfByAForkedChildThatDropsIt) {
+  Pipe ranges;
+  Pipe end;
+  OtherProcess owner([&]() -> std::string {
+    Slab slab(shared_options(kMiB));
+    Lease held = lease(slab, kMiB, 1);
+    send(ranges, share(held.data(), kMiB).value());
+    if (!end.receive()) return "nothing was said";
+    held = {};
+    return try_lease(slab, {4096}) ? "was used again" : "ok";
+  });
+  Result<AttachedMemory> memory = attach(receive(ranges));
+  ASSERT_TRUE(memory);
+  OtherProcess forked([&]() -> std::string {
+    memory = AttachedMemory();
+    return "ok";
+  });
+  ASSERT_EQ(forked.wait(), "ok");
+  end.send();
+  EXPECT_EQ(owner.wait(), "ok");
 }
 
 TEST_F(SharedMemory, OutlivesItsKilledOwnerAndCanBePassedOn) {
@@ -510,7 +601,10 @@ TEST_F(SharedMemory, InAForkedChildCanBeReadAndIsTheParents) {
   send(there, share(held.data(), 4096).value());
   EXPECT_EQ(child.wait(), "ok");
   EXPECT_TRUE(all_are(held.data(), 4096, 4));
-  EXPECT_TRUE(share(held.data(), 4096));
+  const SharedRange range = share(held.data(), 4096).value();
+  const std::string path = "/proc/self/fd/" + std::to_string(range.descriptor);
+  const base::UniqueFd other(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(lock_range(other.get(), RangeLock::kShared, 0, 1), EAGAIN) << "it has an owner still";
 }
 
 TEST_F(SharedMemory, OtherMemoryCannotBeShared) {
