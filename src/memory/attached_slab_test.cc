@@ -306,16 +306,18 @@ TEST(AttachedSlab, WhatWasAttachedIsNeverTakenBackMeanwhile) {
   std::jthread own([&](const std::stop_token& stop) {
     while (!stop.stop_requested()) {
       slab.table().write({.number = kNumber, .offset = kTableBytes, .bytes = kMiB});
+      for (int i = 0; i < 5; ++i) std::this_thread::yield();
       while (lock_range(slab.descriptor(), RangeLock::kExclusive, kTableBytes, kMiB) != 0) {
         if (stop.stop_requested()) return;
       }
       slab.table().mark_dead(kNumber);
       unlock_range(slab.descriptor(), kTableBytes, kMiB);
-      for (int i = 0; i < 50; ++i) std::this_thread::yield();
+      for (int i = 0; i < 5; ++i) std::this_thread::yield();
     }
   });
   std::size_t attached = 0;
-  for (int round = 0; round < 20'000; ++round) {
+  // Until it was there often enough: that depends on how the threads take turns.
+  for (int round = 0; round < 100'000 && attached < 200; ++round) {
     const auto memory = attach(slab.range());
     if (!memory) continue;
     ++attached;

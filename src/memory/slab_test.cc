@@ -3,6 +3,7 @@
 
 #include "memory/slab.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,10 +15,14 @@
 #include <functional>
 #include <latch>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
 #include "base/checked_math.h"
+#include "base/unique_fd.h"
+#include "memory/range_lock.h"
+#include "strandline/shared_memory.h"
 
 namespace strandline::memory {
 namespace {
@@ -396,6 +401,61 @@ TEST_P(EverySlab, AForkedChildLeavesTheParentsSlabAlone) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
   EXPECT_TRUE(stamped(leases[0], 3));
+}
+
+// Random stagings, of which any may be held by another process (here: by a lock of its kind).
+TEST(Slab, LeasesNeverOverlapWhatOtherProcessesHold) {
+  struct Foreign {
+    std::uint64_t offset;
+    std::uint64_t bytes;
+  };
+  Slab slab(ceiling(4 * kMiB, true));
+  std::mt19937_64 random(7);
+  const Lease probe = lease(slab, {4096}).value()[0];
+  const SharedRange file = share(probe.data(), 1).value();
+  const std::byte* const base = probe.data() - file.offset;
+  const std::string path = "/proc/self/fd/" + std::to_string(file.descriptor);
+  const base::UniqueFd other(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(other);
+  std::vector<Lease> held;
+  std::vector<Foreign> foreign;
+  const auto size = [](std::uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; };
+  std::size_t refused = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const std::uint64_t bytes = 1 + random() % (random() % 8 == 0 ? kMiB : 32 * 1024);
+    auto made = lease(slab, {bytes});
+    if (made) {
+      const auto offset = static_cast<std::uint64_t>(made->at(0).data() - base);
+      for (const Lease& each : held) {
+        const auto begin = static_cast<std::uint64_t>(each.data() - base);
+        ASSERT_TRUE(offset + size(bytes) <= begin || begin + size(each.bytes()) <= offset);
+      }
+      for (const Foreign& each : foreign) {
+        ASSERT_TRUE(offset + size(bytes) <= each.offset || each.offset + each.bytes <= offset)
+            << "round " << round;
+      }
+      held.push_back(made->at(0));
+    } else {
+      ++refused;
+    }
+    if (!held.empty() && random() % 2 == 0) {
+      const std::size_t victim = random() % held.size();
+      std::swap(held[victim], held.back());
+      if (random() % 3 == 0) {
+        foreign.push_back({.offset = static_cast<std::uint64_t>(held.back().data() - base),
+                           .bytes = size(held.back().bytes())});
+        ASSERT_EQ(lock_range(other.get(), RangeLock::kShared, foreign.back().offset,
+                             foreign.back().bytes),
+                  0);
+      }
+      held.pop_back();
+    }
+    if (!foreign.empty() && random() % 4 == 0) {
+      unlock_range(other.get(), foreign.back().offset, foreign.back().bytes);
+      foreign.pop_back();
+    }
+  }
+  EXPECT_GT(refused, 0u);
 }
 
 }  // namespace
