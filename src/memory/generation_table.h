@@ -11,7 +11,7 @@
 namespace strandline::memory {
 
 // Sixteen pages: nobody holds a thousand stagings at once, and it costs little.
-inline constexpr std::uint64_t kTableBytes = 64 * 1024;
+inline constexpr std::uint64_t kTableBytes = std::uint64_t{64} << 10;
 
 inline constexpr std::uint32_t kTableVersion = 1;
 

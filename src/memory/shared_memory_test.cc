@@ -386,8 +386,9 @@ TEST_F(SharedMemory, WhoseOwnerEndedBeforeItWasAttachedIsNotFound) {
 TEST_F(SharedMemory, OfOneSlabTakesOneDescriptorInAnyProcess) {
   const std::size_t before = open_descriptors();
   Slab slab(shared_options(64 * kMiB));
-  const Lease first = lease(slab, 10'000 * 64);
+  const Lease first = lease(slab, 640'000);
   std::vector<Lease> generations;
+  generations.reserve(100);
   for (int i = 0; i < 100; ++i) generations.push_back(lease(slab, 4096, i));
   std::vector<SharedRange> ranges;
   for (std::uint64_t i = 0; i < 10'000; ++i) {
@@ -546,6 +547,7 @@ TEST_F(SharedMemory, ThatIsUnmappedIsReallyFree) {
   const Lease kept = lease(slab, 4096, 1);
   const SharedRange range = share(kept.data(), 1).value();
   std::vector<Lease> leases;
+  leases.reserve(7);
   for (int i = 0; i < 7; ++i) leases.push_back(lease(slab, kMiB, i));
   EXPECT_EQ(bytes_allocated(range), 7 * kMiB + 4096 + kTableBytes);
   // Every second one is given back; what fits in none of them takes the place of all.
@@ -563,6 +565,7 @@ TEST_F(SharedMemory, OfASlabThatIsGoneIsOnlyWhatIsStillHeld) {
   OtherProcess owner([&]() -> std::string {
     std::optional<Slab> slab(shared_options(64 * kMiB));
     std::vector<Lease> leases;
+    leases.reserve(3);
     for (int i = 0; i < 3; ++i) leases.push_back(lease(*slab, 4 * kMiB, i));
     send(ranges, share(leases[0].data(), 1).value());
     send(ranges, share(leases[2].data(), 1).value());

@@ -64,7 +64,7 @@ constexpr unsigned kNotExecutableSealed = 0x0008;
 
 // A signal undoes what one fallocate() has done so far. A piece of this size takes a quarter of a
 // millisecond, so that even under the timer of a profiler each is done at last.
-constexpr std::uint64_t kPieceBytes = 256 * 1024;
+constexpr std::uint64_t kPieceBytes = std::uint64_t{256} << 10;
 
 // So that huge pages, where the kernel has them for files, are aligned in memory as in the file.
 constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
