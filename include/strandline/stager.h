@@ -90,6 +90,7 @@ class STRANDLINE_EXPORT StateDictStager {
 
  private:
   friend class DefaultStager;
+  friend class StagerAccess;  // For tests: other devices.
   struct Impl;
   explicit StateDictStager(std::shared_ptr<Impl> impl);
   std::shared_ptr<Impl> impl_;

@@ -2,41 +2,29 @@
 
 #include <sys/random.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string>
-#include <thread>
 
 #include "base/result_macros.h"
 #include "base/system_error.h"
+#include "staging/copy_workers.h"
 
 namespace strandline::checkpoint {
 namespace {
 
-// Copying is bound by memory bandwidth: more threads than this gain nothing, and training wants
-// the cores.
-constexpr std::uint32_t kCopyThreadsMax = 8;
 // The Checkpointer admits four saves at once; one more place lets it post without ever blocking.
 constexpr std::size_t kPipelineQueueMax = 8;
-// One task per worker and take() at most, and at most four saves at once.
-constexpr std::size_t kCopyQueueMax = 64;
 
 }  // namespace
 
 Result<Environment> make_environment(std::optional<std::uint32_t> copy_threads) {
-  const std::uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
-  const std::uint32_t threads = copy_threads.value_or(std::clamp(cores / 2, 1u, kCopyThreadsMax));
   Environment environment;
   environment.clock = std::make_shared<base::SystemClock>();
   environment.devices = std::make_shared<device::Registry>();
   STRANDLINE_ASSIGN_OR_RETURN(environment.pipeline,
                               base::ThreadExecutor::start(1, kPipelineQueueMax, "strandline-io"));
-  if (threads > 0) {
-    STRANDLINE_ASSIGN_OR_RETURN(
-        environment.copy_workers,
-        base::ThreadExecutor::start(threads, kCopyQueueMax, "strandline-copy"));
-  }
+  STRANDLINE_ASSIGN_OR_RETURN(environment.copy_workers, staging::start_copy_workers(copy_threads));
   return environment;
 }
 

@@ -11,13 +11,10 @@
 #include "format/json_text.h"
 #include "format/manifest.h"
 #include "format/names.h"
+#include "staging/copy_workers.h"
 
 namespace strandline::checkpoint {
 namespace {
-
-// Copying is bound by memory bandwidth, and no machine's takes more; a larger number is a mistake,
-// and would cost a stack for each.
-constexpr std::uint32_t kCopyThreadsMax = 256;
 
 // Names that the step's own files have, or may have.
 bool is_reserved(std::string_view name) {
@@ -113,13 +110,7 @@ Status check_options(const CheckpointerOptions& options) {
     return failure(ErrorCode::kInvalidArgument,
                    "keep must be at least 1: the last good checkpoint is never deleted");
   }
-  if (options.copy_threads && *options.copy_threads > kCopyThreadsMax) {
-    return failure(ErrorCode::kInvalidArgument,
-                   fmt::format("copy_threads is {}; at most {} are allowed, and more than the "
-                               "cores gain nothing",
-                               *options.copy_threads, kCopyThreadsMax));
-  }
-  return {};
+  return staging::check_copy_threads(options.copy_threads);
 }
 
 Status check_arguments(std::int64_t step, const StateDict& state, const SaveOptions& options) {

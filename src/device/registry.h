@@ -17,6 +17,8 @@ class Registry {
   void add(std::shared_ptr<Device> device);
   // The device of a kind, or null.
   [[nodiscard]] Device* find(std::string_view kind) const;
+  // Whether it knows any besides the host.
+  [[nodiscard]] bool knows_devices() const { return devices_.size() > 1; }
 
  private:
   std::vector<std::shared_ptr<Device>> devices_;

@@ -39,8 +39,7 @@ CopyJob::CopyJob(std::shared_ptr<Snapshot> snapshot, std::vector<Target> targets
                  OpenDigest open)
     : snapshot_(std::move(snapshot)),
       targets_(std::move(targets)),
-      source_(source),
-      structure_(source.state->shared_structure()),
+      source_(std::move(source)),
       open_in_(std::move(open)),
       pieces_left_(targets_.size()) {
   for (std::uint32_t target = 0; target < targets_.size(); ++target) {
@@ -117,6 +116,12 @@ const PlacedTensor& CopyJob::placed(const Piece& piece) const {
   return snapshot_->plan().files[piece.file].tensors[piece.index];
 }
 
+const TensorView& CopyJob::source_of(const Piece& piece) const {
+  // With kStorage there is one file, whose tensors are the extents.
+  const bool extent = snapshot_->plan().layout == Layout::kStorage;
+  return source_.views[extent ? piece.index : placed(piece).tensor];
+}
+
 void CopyJob::help() {
   while (true) {
     std::size_t task = 0;
@@ -137,7 +142,7 @@ void CopyJob::help() {
 
 void CopyJob::start(std::size_t piece_index) {
   const Piece& piece = pieces_[piece_index];
-  const TensorView& view = source_.state->tensors()[placed(piece).tensor];
+  const TensorView& view = source_of(piece);
   Device* const device = source_.devices->find(view.device.kind);
   Status started = base::no_throw("copying it", [&]() -> Status {
     device->copy_to_host_async(
@@ -155,14 +160,14 @@ void CopyJob::done(std::size_t piece_index, Status status) {
   if (!status) {
     Error error = std::move(status).error();
     const std::string name =
-        structure_->path_text(structure_->tensors()[placed(piece).tensor].node);
+        source_.structure->path_text(source_.structure->tensors()[placed(piece).tensor].node);
     if (error.key_path.empty()) error.key_path = name;
     error.message = "cannot copy '" + name + "': " + error.message;
     fail(std::move(error));
     return;
   }
   if (failed_.load()) return;
-  digest(piece);
+  if (snapshot_->plan().layout == Layout::kFile) digest(piece);
   snapshot_->add_bytes_staged(piece.bytes);
   if (pieces_left_[piece.target].fetch_sub(1) != 1) return;
   snapshot_->set_filled(targets_[piece.target].segment);

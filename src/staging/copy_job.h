@@ -43,8 +43,10 @@ class CopyJob : public std::enable_shared_from_this<CopyJob> {
 
   // What is copied from, only looked at while a task runs: never after wait() has returned.
   struct Source {
-    const StateDict* state = nullptr;
+    // By index: the tensors of the state (kFile), or the extents (kStorage).
+    std::span<const TensorView> views;
     const device::Registry* devices = nullptr;
+    std::shared_ptr<const Structure> structure;  // Names the tensors in errors.
   };
 
   // Copies the header parts; segments that need nothing else are filled at once. `open` comes from
@@ -81,6 +83,7 @@ class CopyJob : public std::enable_shared_from_this<CopyJob> {
   void cut_tasks();
   [[nodiscard]] std::span<std::byte> memory_of(const Piece& piece) const;
   [[nodiscard]] const PlacedTensor& placed(const Piece& piece) const;
+  [[nodiscard]] const TensorView& source_of(const Piece& piece) const;
   void start(std::size_t piece);
   void done(std::size_t piece, Status status) STRANDLINE_EXCLUDES(mutex_);
   void digest(const Piece& piece);
@@ -90,7 +93,6 @@ class CopyJob : public std::enable_shared_from_this<CopyJob> {
   const std::shared_ptr<Snapshot> snapshot_;
   const std::vector<Target> targets_;
   const Source source_;
-  const std::shared_ptr<const Structure> structure_;  // For errors of late completions.
   std::vector<Piece> pieces_;
   std::vector<std::size_t> task_ends_;  // One past the last piece of each task.
 

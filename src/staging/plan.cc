@@ -32,6 +32,7 @@
 #include "base/result_macros.h"
 #include "format/names.h"
 #include "format/safetensors.h"
+#include "staging/check_views.h"
 
 namespace strandline::staging {
 namespace {
@@ -57,33 +58,6 @@ struct Alias {
   std::uint64_t offset_bytes = 0;
 };
 using Aliases = std::vector<std::optional<Alias>>;  // One per tensor of the structure.
-
-Status check_views(const StateDict& state) {
-  const Structure& structure = state.structure();
-  if (state.tensors().size() != structure.tensors().size()) {
-    return failure(ErrorCode::kInvalidArgument,
-                   "the state dict was built with " + std::to_string(structure.tensors().size()) +
-                       " tensors but has " + std::to_string(state.tensors().size()) +
-                       " views: give every tensor one");
-  }
-  for (std::size_t i = 0; i < structure.tensors().size(); ++i) {
-    const Structure::Tensor& declared = structure.tensors()[i];
-    const TensorView& view = state.tensors()[i];
-    Status status = view.check();
-    if (status && (view.shape != declared.shape || view.dtype != declared.dtype)) {
-      status = failure(ErrorCode::kInvalidArgument,
-                       "the view's shape or type is not what the state dict was built with: build "
-                       "it again");
-    }
-    if (!status) {
-      Error error = std::move(status).error();
-      error.key_path = structure.path_text(declared.node);
-      error.message = "cannot save '" + error.key_path + "': " + error.message;
-      return failure(std::move(error));
-    }
-  }
-  return {};
-}
 
 // Intervals that lie inside another one; what is left over goes to `rest`.
 void find_sub_ranges(std::vector<Source> intervals, Aliases& aliases, std::vector<Source>& rest) {
@@ -213,7 +187,7 @@ std::uint64_t Plan::file_bytes() const {
 }
 
 Result<std::shared_ptr<const Plan>> plan_files(const StateDict& state) {
-  STRANDLINE_RETURN_IF_ERROR(check_views(state));
+  STRANDLINE_RETURN_IF_ERROR(check_views(state, "save"));
   const format::Grouping grouping = format::group_tensors(state.structure());
   auto plan = std::make_shared<Plan>();
   plan->placements.resize(state.tensors().size());

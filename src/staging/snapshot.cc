@@ -11,12 +11,18 @@ Snapshot::Snapshot(std::shared_ptr<const Plan> plan, std::vector<Segment> segmen
       leases_(segments_.size()),
       filled_(segments_.size(), false),
       released_(segments_.size(), false) {
+  if (plan_->layout != Layout::kFile) return;
   digests_.resize(plan_->files.size());
   for (std::size_t file = 0; file < digests_.size(); ++file) {
     for (const PlacedTensor& tensor : plan_->files[file].tensors) {
       digests_[file].emplace_back(format::digest_chunk_count(tensor.bytes));
     }
   }
+}
+
+memory::Lease Snapshot::lease(std::size_t index) const {
+  base::MutexLock lock(mutex_);
+  return leases_[index];
 }
 
 Result<std::span<const std::byte>> Snapshot::wait_segment(std::size_t index,

@@ -45,6 +45,9 @@ class Snapshot {
 
   // ---- Consumer ----
 
+  // The memory of a segment, as far as it has been leased and not been given back; it may still be
+  // filled.
+  [[nodiscard]] memory::Lease lease(std::size_t index) const STRANDLINE_EXCLUDES(mutex_);
   // Waits until segment `index` is filled. Fails with what staging failed with (filled segments
   // included), or kTimeout. The bytes stay valid until the segment is released, the consumer
   // abandons the snapshot, or the snapshot ends.
@@ -59,6 +62,7 @@ class Snapshot {
   void abandon(Error error) STRANDLINE_EXCLUDES(mutex_);
 
   // The digests of a stored tensor's bytes, one per chunk, once its last segment is filled.
+  // REQUIRES: layout kFile. The others have none: nothing of them is read back later.
   [[nodiscard]] const std::vector<format::Digest>& digests(std::uint32_t file,
                                                            std::uint32_t index) const;
 

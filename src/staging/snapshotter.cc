@@ -105,7 +105,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
                                                     TakeTimings* timings) {
   TakeTimings spent;
   const base::Clock::Instant began = clock_.now();
-  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, make_plan(state));
+  STRANDLINE_ASSIGN_OR_RETURN(StoragePlan plan, make_plan(state, options.layout));
   const base::Clock::Instant planned = clock_.now();
   spent.plan_ms = base::milliseconds_between(began, planned);
 
@@ -115,9 +115,13 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? wait : do_not_wait, kNoTurn));
   spent.wait_ms = base::milliseconds_between(planned, clock_.now());
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
-                              lay_snapshot(std::move(plan), options));
+                              lay_snapshot(std::move(plan.plan), options));
+  const CopyJob::Source source{
+      .views = options.layout == Layout::kStorage ? plan.extents : state.tensors(),
+      .devices = &devices_,
+      .structure = state.shared_structure()};
   Status staged = base::no_throw(
-      "copying the state", [&] { return stage(snapshot, state, options, turn, wait, spent); });
+      "copying the state", [&] { return stage(snapshot, source, options, turn, wait, spent); });
   if (staged) staged = check_consumer(*snapshot, spent);
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
@@ -128,9 +132,14 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   return snapshot;
 }
 
-Result<std::shared_ptr<const Plan>> Snapshotter::make_plan(const StateDict& state) const {
+Result<StoragePlan> Snapshotter::make_plan(const StateDict& state, Layout layout) const {
   STRANDLINE_RETURN_IF_ERROR(state.construction());
-  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, plan_files(state));
+  StoragePlan plan;
+  if (layout == Layout::kStorage) {
+    STRANDLINE_ASSIGN_OR_RETURN(plan, plan_storages(state));
+  } else {
+    STRANDLINE_ASSIGN_OR_RETURN(plan.plan, plan_files(state));
+  }
   for (std::size_t i = 0; i < state.tensors().size(); ++i) {
     const DeviceId& device = state.tensors()[i].device;
     if (devices_.find(device.kind) != nullptr) continue;
@@ -167,7 +176,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
 }
 
 // Fills the segments: all at once, or one by one in waves.
-Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
+Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const CopyJob::Source& source,
                           const TakeOptions& options, base::Turn& turn, base::Wait& wait,
                           TakeTimings& timings) {
   const std::vector<Segment>& segments = snapshot->segments();
@@ -200,8 +209,7 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const State
       if (!snapshot->in_waves()) turn.end();
     }
     STRANDLINE_RETURN_IF_ERROR(check_consumer(*snapshot, timings));
-    auto job = std::make_shared<CopyJob>(snapshot, std::move(targets),
-                                         CopyJob::Source{&state, &devices_}, std::move(open));
+    auto job = std::make_shared<CopyJob>(snapshot, std::move(targets), source, std::move(open));
     copy(job);
     base::Wait devices = own_wait(options);
     STRANDLINE_RETURN_IF_ERROR(job->wait(devices));

@@ -13,14 +13,13 @@
 #include "base/wait.h"
 #include "device/registry.h"
 #include "memory/slab.h"
+#include "staging/copy_job.h"
 #include "staging/plan.h"
 #include "staging/snapshot.h"
 #include "strandline/error.h"
 #include "strandline/state_dict.h"
 
 namespace strandline::staging {
-
-class CopyJob;
 
 // Where the blocked time of one take() went, and who made it fail.
 struct TakeTimings {
@@ -90,12 +89,12 @@ class Snapshotter {
   void release_free_memory() { slab_.unmap_free(); }
 
  private:
-  [[nodiscard]] Result<std::shared_ptr<const Plan>> make_plan(const StateDict& state) const;
+  [[nodiscard]] Result<StoragePlan> make_plan(const StateDict& state, Layout layout) const;
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> lay_snapshot(std::shared_ptr<const Plan> plan,
                                                                const TakeOptions& options);
-  [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot, const StateDict& state,
-                             const TakeOptions& options, base::Turn& turn, base::Wait& wait,
-                             TakeTimings& timings);
+  [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot,
+                             const CopyJob::Source& source, const TakeOptions& options,
+                             base::Turn& turn, base::Wait& wait, TakeTimings& timings);
   void copy(const std::shared_ptr<CopyJob>& job);
 
   memory::Slab slab_;
