@@ -8,15 +8,19 @@
 // Approach. Every stored tensor is cut into pieces: within one digest chunk, so that a piece is
 // digested while it is still in the cache, and within one segment. Neighbouring pieces make a task.
 // Threads claim tasks under a lock, 2 MiB at a time. A piece is digested from its destination when
-// the device has completed it: what is digested is what will be written. Where a segment's border
+// the device has completed it: what is digested is what will be written (extents have no digests,
+// because nobody reads them back). Where a segment's border
 // cuts a chunk, its digest is left open and goes on in the next segment's job; segments are filled
 // one after the other then, so the two pieces never run at once.
 //
 // Who waits for whom. The caller never waits for a worker that has not begun: a worker that comes
 // late finds no task and touches nothing but the job. It does wait for tasks that run, even past
 // the deadline: they read memory that the caller is about to give back to its owner, and they end
-// by themselves. For devices it waits until the deadline. A device that completes later finds the
-// job failed: it holds the leases, so the memory it wrote to could not be given to anybody else.
+// by themselves. For devices it waits until the deadline, or leaves it to others to wait for the
+// snapshot. A device that completes later finds the job or the snapshot failed: the job holds the
+// leases as long as a piece is on its way, so that the memory which is written to cannot be given
+// to anybody else. Not longer, and they are dropped before anybody hears of the end: whoever does,
+// and finds the memory still taken by a worker that is about to go, would fail for want of it.
 //
 // Rejected: a task per tensor (one embedding table would keep one core busy), digesting the source
 // (a value that changes between the two reads would be stored under a wrong digest), digesting in a
@@ -38,8 +42,8 @@ using format::kDigestChunkBytes;
 CopyJob::CopyJob(std::shared_ptr<Snapshot> snapshot, std::vector<Target> targets, Source source,
                  OpenDigest open)
     : snapshot_(std::move(snapshot)),
-      targets_(std::move(targets)),
       source_(std::move(source)),
+      targets_(std::move(targets)),
       open_in_(std::move(open)),
       pieces_left_(targets_.size()) {
   for (std::uint32_t target = 0; target < targets_.size(); ++target) {
@@ -145,6 +149,7 @@ void CopyJob::start(std::size_t piece_index) {
   const TensorView& view = source_of(piece);
   Device* const device = source_.devices->find(view.device.kind);
   Status started = base::no_throw("copying it", [&]() -> Status {
+    uses_.fetch_add(1);
     device->copy_to_host_async(
         view, piece.begin, memory_of(piece),
         [self = shared_from_this(), keep_alive = view.keep_alive, piece_index](Status status) {
@@ -157,22 +162,30 @@ void CopyJob::start(std::size_t piece_index) {
 
 void CopyJob::done(std::size_t piece_index, Status status) {
   const Piece& piece = pieces_[piece_index];
-  if (!status) {
-    Error error = std::move(status).error();
-    const std::string name =
-        source_.structure->path_text(source_.structure->tensors()[placed(piece).tensor].node);
-    if (error.key_path.empty()) error.key_path = name;
-    error.message = "cannot copy '" + name + "': " + error.message;
-    fail(std::move(error));
-    return;
+  const bool arrived = status && !failed_.load();
+  if (arrived) {
+    if (snapshot_->plan().layout == Layout::kFile) digest(piece);
+    snapshot_->add_bytes_staged(piece.bytes);
   }
-  if (failed_.load()) return;
-  if (snapshot_->plan().layout == Layout::kFile) digest(piece);
-  snapshot_->add_bytes_staged(piece.bytes);
-  if (pieces_left_[piece.target].fetch_sub(1) != 1) return;
+  end_use();  // Before anybody hears of the end: whoever does may want the memory at once.
+  if (!status) return fail(with_name(piece, std::move(status).error()));
+  if (!arrived || pieces_left_[piece.target].fetch_sub(1) != 1) return;
   snapshot_->set_filled(targets_[piece.target].segment);
   base::MutexLock lock(mutex_);
   if (--targets_left_ == 0) changed_.notify_all();
+}
+
+Error CopyJob::with_name(const Piece& piece, Error error) const {
+  const std::string name =
+      source_.structure->path_text(source_.structure->tensors()[placed(piece).tensor].node);
+  if (error.key_path.empty()) error.key_path = name;
+  error.message = "cannot copy '" + name + "': " + error.message;
+  return error;
+}
+
+void CopyJob::end_use() {
+  if (uses_.fetch_sub(1) != 1) return;
+  for (Target& target : targets_) target.lease = {};
 }
 
 void CopyJob::digest(const Piece& piece) {
@@ -195,14 +208,24 @@ void CopyJob::digest(const Piece& piece) {
 }
 
 void CopyJob::fail(Error error) {
-  base::MutexLock lock(mutex_);
-  if (error_) return;
-  error_ = std::move(error);
-  failed_.store(true);
-  changed_.notify_all();
+  {
+    base::MutexLock lock(mutex_);
+    if (error_) return;
+    error_ = error;
+    failed_.store(true);
+    changed_.notify_all();
+    if (!left_) return;
+  }
+  snapshot_->fail(std::move(error));
 }
 
 Status CopyJob::wait(base::Wait& patience) {
+  Status status = wait_for_targets(patience);
+  end_use();
+  return status;
+}
+
+Status CopyJob::wait_for_targets(base::Wait& patience) {
   base::MutexLock lock(mutex_);
   while (running_ > 0 || (!error_ && targets_left_ > 0)) {
     if (running_ > 0) {
@@ -211,9 +234,7 @@ Status CopyJob::wait(base::Wait& patience) {
     }
     Status end;
     if (patience.expired()) {
-      end = failure(ErrorCode::kTimeout,
-                    "a device did not finish copying before the deadline: raise memory_wait, or "
-                    "check the device");
+      end = failure(ErrorCode::kTimeout, kDeviceTooSlow);
     } else {
       end = patience.pause(changed_, mutex_);
     }
@@ -224,6 +245,18 @@ Status CopyJob::wait(base::Wait& patience) {
   }
   if (error_) return failure(*error_);
   return {};
+}
+
+void CopyJob::leave() {
+  std::optional<Error> error;
+  {
+    base::MutexLock lock(mutex_);
+    while (running_ > 0) changed_.wait(mutex_);
+    left_ = true;
+    error = error_;
+  }
+  end_use();
+  if (error) snapshot_->fail(*std::move(error));
 }
 
 }  // namespace strandline::staging

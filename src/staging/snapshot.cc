@@ -66,15 +66,41 @@ void Snapshot::set_lease(std::size_t index, memory::Lease lease) {
   if (!error_) leases_[index] = std::move(lease);
 }
 
-void Snapshot::set_filled(std::size_t index) {
-  memory::Lease ended;
+void Snapshot::when_ended(std::function<void(const Status&)> ended) {
+  Status status;
   {
+    base::MutexLock lock(mutex_);
+    if (!this->ended()) {
+      when_ended_ = std::move(ended);
+      return;
+    }
+    if (error_) status = failure(*error_);
+  }
+  ended(status);
+}
+
+bool Snapshot::wait_ended(base::Clock::Instant deadline) {
+  base::MutexLock lock(mutex_);
+  while (!ended()) {
+    if (std::chrono::steady_clock::now() >= deadline) return false;
+    changed_.wait_until(mutex_, deadline);
+  }
+  return true;
+}
+
+void Snapshot::set_filled(std::size_t index) {
+  std::function<void(const Status&)> when_ended;
+  {
+    memory::Lease released;  // Given back without the lock, and before anybody hears of the end.
     base::MutexLock lock(mutex_);
     if (error_) return;
     filled_[index] = true;
-    if (released_[index]) std::swap(ended, leases_[index]);
+    ++segments_filled_;
+    if (released_[index]) std::swap(released, leases_[index]);
+    if (ended()) when_ended.swap(when_ended_);
   }
   changed_.notify_all();
+  if (when_ended) when_ended(Status());
 }
 
 void Snapshot::set_digest(std::uint32_t file, std::uint32_t index, std::uint64_t chunk,
@@ -83,16 +109,20 @@ void Snapshot::set_digest(std::uint32_t file, std::uint32_t index, std::uint64_t
 }
 
 void Snapshot::fail(Error error) {
-  std::vector<memory::Lease> ended(segments_.size());
+  std::function<void(const Status&)> when_ended;
+  Status status = failure(error);
   {
+    std::vector<memory::Lease> unused(segments_.size());  // As in set_filled().
     base::MutexLock lock(mutex_);
     if (error_) return;
     error_ = std::move(error);
     for (std::size_t i = 0; i < segments_.size(); ++i) {
-      if (!filled_[i]) std::swap(ended[i], leases_[i]);
+      if (!filled_[i]) std::swap(unused[i], leases_[i]);
     }
+    when_ended.swap(when_ended_);
   }
   changed_.notify_all();
+  if (when_ended) when_ended(status);
 }
 
 Status Snapshot::status() const {

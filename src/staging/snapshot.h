@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -68,6 +69,13 @@ class Snapshot {
 
   [[nodiscard]] std::uint64_t bytes_staged() const { return bytes_staged_.load(); }
 
+  // Calls `ended` once when the snapshot has been filled whole (success) or has failed: at once and
+  // on this thread if it has, otherwise on the thread that ends it, without any lock. Memory that
+  // the snapshot no longer needs has been given back by then. REQUIRES: called at most once.
+  void when_ended(std::function<void(const Status&)> ended) STRANDLINE_EXCLUDES(mutex_);
+  // Waits until it has been filled whole or has failed; false at the deadline.
+  [[nodiscard]] bool wait_ended(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);
+
   // ---- Producer ----
 
   // Gives a segment its memory; ignored once the snapshot has failed.
@@ -85,6 +93,10 @@ class Snapshot {
   [[nodiscard]] Status status() const STRANDLINE_EXCLUDES(mutex_);
 
  private:
+  [[nodiscard]] bool ended() const STRANDLINE_REQUIRES(mutex_) {
+    return error_ || segments_filled_ == segments_.size();
+  }
+
   // Constant after construction (the digests' values are written as set_digest() says).
   const std::shared_ptr<const Plan> plan_;
   const std::vector<Segment> segments_;
@@ -97,8 +109,10 @@ class Snapshot {
   base::ConditionVariable changed_;
   std::vector<memory::Lease> leases_ STRANDLINE_GUARDED_BY(mutex_);
   std::vector<bool> filled_ STRANDLINE_GUARDED_BY(mutex_);
+  std::size_t segments_filled_ STRANDLINE_GUARDED_BY(mutex_) = 0;
   std::vector<bool> released_ STRANDLINE_GUARDED_BY(mutex_);
   std::optional<Error> error_ STRANDLINE_GUARDED_BY(mutex_);
+  std::function<void(const Status&)> when_ended_ STRANDLINE_GUARDED_BY(mutex_);
 };
 
 }  // namespace strandline::staging

@@ -17,12 +17,18 @@
 // at once copies outside its turn, so several can copy together. What the take waits for of others
 // has one deadline; what it waits for of its own has one per wave.
 //
+// Extents. Results of a stager (kStorage) go the same way as one segment, with three differences.
+// They are never in waves, because nobody consumes them. They never wait for memory: its holders
+// may hold it for ever, so a state that does not fit beside them fails at once. And the take may
+// leave while devices still copy: the job goes on by itself then, driven by completions, and ends
+// the snapshot, which tells whoever asked to be told.
+//
 // Failure. Whatever fails, the snapshot fails with it, so the consumer that was given it by
 // `started` stops too; and a consumer that abandons the snapshot ends the take. Memory and
 // keep-alives that a device still uses are held by its completions (copy_job.cc).
 //
 // Rejected: copying what fits while waiting for memory for the rest (the trainer is blocked all the
-// same and memory is held idle).
+// same and memory is held idle), and a second engine for stagers (every fault is found twice).
 
 #include "staging/snapshotter.h"
 
@@ -112,7 +118,9 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
   base::Wait wait(options.deadline, options.interrupted);
   base::Wait do_not_wait(kDoNotWait);
   base::Turn turn(turns_);
-  STRANDLINE_RETURN_IF_ERROR(turn.begin(options.wait_for_memory ? wait : do_not_wait, kNoTurn));
+  // With kStorage a turn is short: nobody waits for memory in it.
+  const bool patient = options.wait_for_memory || options.layout == Layout::kStorage;
+  STRANDLINE_RETURN_IF_ERROR(turn.begin(patient ? wait : do_not_wait, kNoTurn));
   spent.wait_ms = base::milliseconds_between(planned, clock_.now());
   STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<Snapshot> snapshot,
                               lay_snapshot(std::move(plan.plan), options));
@@ -122,7 +130,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::take(const StateDict& state,
       .structure = state.shared_structure()};
   Status staged = base::no_throw(
       "copying the state", [&] { return stage(snapshot, source, options, turn, wait, spent); });
-  if (staged) staged = check_consumer(*snapshot, spent);
+  if (staged && options.wait_for_devices) staged = check_consumer(*snapshot, spent);
   spent.copy_ms = base::milliseconds_between(planned, clock_.now()) - spent.wait_ms;
   if (timings != nullptr) *timings = spent;
   if (!staged) {
@@ -159,6 +167,7 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
   STRANDLINE_RETURN_IF_ERROR(slab_.adapt(needed));
   const std::uint64_t bytes_max = slab_.host_bytes_max();
   const bool in_waves = needed > bytes_max;
+  if (in_waves && options.layout == Layout::kStorage) return failure(beside_results(needed));
   if (in_waves && bytes_max < kWavesHostBytesMin) {
     return failure(cannot_stream(needed, bytes_max,
                                  "a ceiling below " + std::to_string(kWavesHostBytesMin) +
@@ -179,31 +188,14 @@ Result<std::shared_ptr<Snapshot>> Snapshotter::lay_snapshot(std::shared_ptr<cons
 Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const CopyJob::Source& source,
                           const TakeOptions& options, base::Turn& turn, base::Wait& wait,
                           TakeTimings& timings) {
-  const std::vector<Segment>& segments = snapshot->segments();
-  const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments.size();
-  base::Wait do_not_wait(kDoNotWait);
+  const std::size_t segments = snapshot->segments().size();
+  const std::size_t wave_segments = snapshot->in_waves() ? 1 : segments;
   OpenDigest open;
   std::size_t first = 0;
   do {
-    const std::size_t last = std::min(first + wave_segments, segments.size());
-    std::vector<std::uint64_t> sizes;
-    for (std::size_t i = first; i < last; ++i) sizes.push_back(segments[i].bytes);
-    // Memory that this snapshot's own consumer holds is waited for under either policy.
-    base::Wait own_consumer = own_wait(options);
-    base::Wait& earlier = options.wait_for_memory ? wait : do_not_wait;
-    const base::Clock::Instant waiting = clock_.now();
-    Result<std::vector<memory::Lease>> leases =
-        slab_.lease(sizes, first > 0 ? own_consumer : earlier);
-    timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
-    if (!leases) {
-      timings.failed_by_consumer = leases.error().code == ErrorCode::kTimeout;
-      return failure(std::move(leases).error());
-    }
-    std::vector<CopyJob::Target> targets;
-    for (std::size_t i = first; i < last; ++i) {
-      snapshot->set_lease(i, (*leases)[i - first]);
-      targets.push_back({.segment = i, .lease = std::move((*leases)[i - first])});
-    }
+    const std::size_t last = std::min(first + wave_segments, segments);
+    STRANDLINE_ASSIGN_OR_RETURN(std::vector<CopyJob::Target> targets,
+                                lease(*snapshot, first, last, options, wait, timings));
     if (first == 0) {
       if (options.started) STRANDLINE_RETURN_IF_ERROR(options.started(snapshot));
       if (!snapshot->in_waves()) turn.end();
@@ -211,12 +203,60 @@ Status Snapshotter::stage(const std::shared_ptr<Snapshot>& snapshot, const CopyJ
     STRANDLINE_RETURN_IF_ERROR(check_consumer(*snapshot, timings));
     auto job = std::make_shared<CopyJob>(snapshot, std::move(targets), source, std::move(open));
     copy(job);
+    if (!options.wait_for_devices) {
+      job->leave();
+      return {};
+    }
     base::Wait devices = own_wait(options);
     STRANDLINE_RETURN_IF_ERROR(job->wait(devices));
     open = job->take_open();
     first = last;
-  } while (first < segments.size());
+  } while (first < segments);
   return {};
+}
+
+// The memory of the segments [first, last). Memory that this snapshot's own consumer holds is
+// waited for under either policy.
+Result<std::vector<CopyJob::Target>> Snapshotter::lease(Snapshot& snapshot, std::size_t first,
+                                                        std::size_t last,
+                                                        const TakeOptions& options,
+                                                        base::Wait& wait, TakeTimings& timings) {
+  const bool extents = options.layout == Layout::kStorage;
+  base::Wait do_not_wait(kDoNotWait);
+  base::Wait own_consumer = own_wait(options);
+  base::Wait& earlier = options.wait_for_memory && !extents ? wait : do_not_wait;
+  std::vector<std::uint64_t> sizes;
+  std::uint64_t needed = 0;
+  for (std::size_t i = first; i < last; ++i) {
+    sizes.push_back(snapshot.segments()[i].bytes);
+    needed += base::round_up(sizes.back(), kPageBytes);
+  }
+  const base::Clock::Instant waiting = clock_.now();
+  Result<std::vector<memory::Lease>> leases =
+      slab_.lease(sizes, first > 0 ? own_consumer : earlier);
+  timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
+  if (!leases) {
+    const bool taken = leases.error().code == ErrorCode::kTimeout;
+    if (taken && extents) return failure(beside_results(needed));
+    timings.failed_by_consumer = taken;
+    return failure(std::move(leases).error());
+  }
+  std::vector<CopyJob::Target> targets;
+  for (std::size_t i = first; i < last; ++i) {
+    snapshot.set_lease(i, (*leases)[i - first]);
+    targets.push_back({.segment = i, .lease = std::move((*leases)[i - first])});
+  }
+  return targets;
+}
+
+Error Snapshotter::beside_results(std::uint64_t needed) const {
+  return Error{.code = ErrorCode::kMemoryLimit,
+               .message = "the state takes " + std::to_string(needed) +
+                          " bytes of host memory, earlier results that are still held take " +
+                          std::to_string(slab_.bytes_in_use()) +
+                          ", and the ceiling (host_bytes_max) is " +
+                          std::to_string(slab_.host_bytes_max()) +
+                          " bytes: drop earlier results, raise host_bytes_max, or stage less"};
 }
 
 // Starts every copy of the job, with the workers' help.

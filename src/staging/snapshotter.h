@@ -41,8 +41,13 @@ struct TakeOptions {
   std::chrono::milliseconds wave_wait{std::chrono::minutes(10)};
   // Asked while it waits for these; true ends the take with kUnavailable. See base::Wait.
   std::function<bool()> interrupted;
-  // Fail at once with kTimeout where memory is taken by earlier generations.
+  // Fail at once where memory is taken by earlier generations: with kTimeout, and with kStorage,
+  // which never waits for it, with kMemoryLimit (who holds a result may hold it for ever).
   bool wait_for_memory = true;
+  // Or return as soon as everything of the host has been copied and the rest is on its way. The
+  // snapshot then ends later, with the error where a device fails; whoever holds it says by
+  // Snapshot::fail() when that takes too long. REQUIRES without it: layout kStorage.
+  bool wait_for_devices = true;
   // Called on the caller's thread when there is memory and before anything is copied, so that the
   // consumer can work while the rest is staged. REQUIRED for states larger than the ceiling, whose
   // later waves wait for the consumer to release earlier ones. An error that it returns ends the
@@ -69,16 +74,17 @@ class Snapshotter {
               const base::Clock& clock);
 
   // Copies everything that `state` reaches and returns when all of it has been copied (mode
-  // `copy`): afterwards the state may change. Every stored byte is digested. A state larger than
-  // the ceiling streams in waves of half of it. Blocks until then, at the longest until the
-  // deadline plus twice wave_wait for each wave. `timings` may be null.
+  // `copy`): afterwards the state may change. With kFile every stored byte is digested, and a state
+  // larger than the ceiling streams in waves of half of it; with kStorage it fails. Blocks until
+  // then, at the longest until the deadline plus twice wave_wait for each wave. `timings` may be
+  // null.
   //
   // On failure the snapshot given to `started` fails with the same error, and memory that a device
   // may still write to is given back only when that device has finished; the tensors' keep-alives
-  // are held as long. Fails with what plan_files() fails with; kUnsupported for a device that is
-  // not registered; kTimeout where memory or a device keeps it waiting; kUnavailable where it was
-  // interrupted meanwhile; kMemoryLimit where the ceiling, the host or its cgroup do not allow it;
-  // with a device's error; or with what the consumer abandoned the snapshot with.
+  // are held as long. Fails with what the layout's plan fails with; kUnsupported for a device that
+  // is not registered; kTimeout where memory or a device keeps it waiting; kUnavailable where it
+  // was interrupted meanwhile; kMemoryLimit where the ceiling, the host or its cgroup do not allow
+  // it; with a device's error; or with what the consumer abandoned the snapshot with.
   [[nodiscard]] Result<std::shared_ptr<Snapshot>> take(const StateDict& state,
                                                        const TakeOptions& options,
                                                        TakeTimings* timings);
@@ -95,6 +101,11 @@ class Snapshotter {
   [[nodiscard]] Status stage(const std::shared_ptr<Snapshot>& snapshot,
                              const CopyJob::Source& source, const TakeOptions& options,
                              base::Turn& turn, base::Wait& wait, TakeTimings& timings);
+  [[nodiscard]] Result<std::vector<CopyJob::Target>> lease(Snapshot& snapshot, std::size_t first,
+                                                           std::size_t last,
+                                                           const TakeOptions& options,
+                                                           base::Wait& wait, TakeTimings& timings);
+  [[nodiscard]] Error beside_results(std::uint64_t needed) const;
   void copy(const std::shared_ptr<CopyJob>& job);
 
   memory::Slab slab_;
