@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "base/no_throw.h"
 #include "base/result_macros.h"
 #include "staging/stager_impl.h"
 
@@ -32,8 +33,9 @@ Result<DefaultStager> StagerAccess::open(CheckpointStagerConfig config,
 }
 
 Result<DefaultStager> DefaultStager::open(CheckpointStagerConfig config) {
-  STRANDLINE_ASSIGN_OR_RETURN(staging::StagerParts parts,
-                              staging::make_stager_parts(config.copy_threads));
+  STRANDLINE_ASSIGN_OR_RETURN(
+      staging::StagerParts parts,
+      staging::make_stager_parts(config.copy_threads, config.use_async_staging));
   return StagerAccess::open(config, std::move(parts));
 }
 
@@ -44,13 +46,13 @@ DefaultStager& DefaultStager::operator=(DefaultStager&&) noexcept = default;
 DefaultStager::~DefaultStager() = default;
 
 Result<Future<StateDict>> DefaultStager::stage(const StateDict& state) {
+  if (config_.use_async_staging) {
+    return base::no_throw("staging", [&] { return stager_.impl_->stage_async(state); });
+  }
   STRANDLINE_ASSIGN_OR_RETURN(StateDict staged, stager_.stage(state));
   return Future<StateDict>(std::move(staged));
 }
 
-Status DefaultStager::close() {
-  stager_.close();
-  return {};
-}
+Status DefaultStager::close() { return stager_.impl_->close(); }
 
 }  // namespace strandline::inline v0

@@ -1,16 +1,18 @@
 // What the stagers are made of.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "device/registry.h"
-#include "memory/slab.h"
+#include "staging/activity.h"
 #include "staging/snapshotter.h"
+#include "strandline/future.h"
 #include "strandline/stager.h"
 
 namespace strandline::staging {
@@ -20,11 +22,16 @@ struct StagerParts {
   std::shared_ptr<const base::Clock> clock;
   std::shared_ptr<const device::Registry> devices;
   std::shared_ptr<base::Executor> workers;  // May be null: then callers copy alone.
+  // Ends stagings whose devices take too long, one task for each, in order. Null where devices are
+  // always waited for.
+  std::shared_ptr<base::Executor> watcher;
 };
 
-// The real clock, the devices of this build, `copy_threads` workers. Fails with kInvalidArgument
-// for absurdly many of them, and with kUnavailable where the system gives no more threads.
-[[nodiscard]] Result<StagerParts> make_stager_parts(std::optional<std::uint32_t> copy_threads);
+// The real clock, the devices of this build, `copy_threads` workers, and a watcher if `outstanding`
+// copies are allowed and there is a device to be outstanding. Fails with kInvalidArgument for
+// absurdly many threads, and with kUnavailable where the system gives no more.
+[[nodiscard]] Result<StagerParts> make_stager_parts(std::optional<std::uint32_t> copy_threads,
+                                                    bool outstanding);
 
 }  // namespace strandline::staging
 
@@ -32,21 +39,37 @@ namespace strandline::inline v0 {
 
 // Thread-safety: thread-safe.
 struct StateDictStager::Impl {
-  Impl(Options given, staging::StagerParts stager_parts);
+  Impl(const Options& given, staging::StagerParts parts);
 
-  // Fails in a forked child and after close().
-  [[nodiscard]] Status check_usable() const;
+  [[nodiscard]] bool forked() const { return base::fork_generation() != fork_generation; }
 
-  // The staged state; blocks until everything is copied.
+  // Blocks until everything is copied.
   [[nodiscard]] Result<StateDict> stage(const StateDict& state);
+  // Leaves copies of devices outstanding, which the future ends with.
+  [[nodiscard]] Result<Future<StateDict>> stage_async(const StateDict& state);
+
+  // Waits for stagings and ends the threads. Fails with kTimeout.
+  [[nodiscard]] Status close() STRANDLINE_EXCLUDES(mutex);
+
+  // One more staging, for as long as it runs. Fails in a forked child and after close().
+  [[nodiscard]] Result<std::shared_ptr<const void>> begin() const;
+  // A snapshot, and the state in its memory, which alone holds that memory; none if the snapshot
+  // has failed already.
+  struct Taken {
+    std::shared_ptr<staging::Snapshot> snapshot;
+    std::optional<StateDict> staged;
+  };
+  [[nodiscard]] Result<Taken> take(const StateDict& state, bool wait_for_devices);
 
   // Constant after construction.
   const Options options;
-  const staging::StagerParts parts;
   const std::uint64_t fork_generation = base::fork_generation();
+  const std::shared_ptr<staging::Activity> activity = std::make_shared<staging::Activity>();
 
+  // Its threads are ended by close(), when no staging can need them any more.
+  base::Mutex mutex;
+  staging::StagerParts parts;
   staging::Snapshotter snapshotter;
-  std::atomic<bool> closed{false};
 };
 
 // Opens stagers with injected parts.

@@ -2,7 +2,9 @@
 
 #include "base/no_throw.h"
 #include "base/result_macros.h"
+#include "staging/copy_job.h"
 #include "staging/copy_workers.h"
+#include "staging/future_state.h"
 #include "staging/stager_impl.h"
 
 namespace strandline::staging {
@@ -11,6 +13,14 @@ namespace {
 // How long a staging may wait for another thread's to lay hold of its memory. That waits for nobody
 // in turn, so it is never reached unless the kernel hangs.
 constexpr std::chrono::minutes kTurnWait(10);
+
+// How long copying may take: more than any does, so that the deadlines of stagings decide when they
+// end; without any bound a defect there would be a hang in close().
+constexpr std::chrono::hours kCopyWait(1);
+
+// Stagings that devices may owe copies to at once. One more waits for the oldest of them to end:
+// memory bounds them far below.
+constexpr std::size_t kOutstandingMax = 256;
 
 // `state` with its tensors where `plan` puts them in `memory`.
 StateDict in_staged_memory(const StateDict& state, const Plan& plan, const memory::Lease& memory) {
@@ -46,12 +56,17 @@ Status check_options(const StateDictStager::Options& options) {
 
 }  // namespace
 
-Result<StagerParts> make_stager_parts(std::optional<std::uint32_t> copy_threads) {
+Result<StagerParts> make_stager_parts(std::optional<std::uint32_t> copy_threads, bool outstanding) {
   STRANDLINE_RETURN_IF_ERROR(check_copy_threads(copy_threads));
   StagerParts parts;
   parts.clock = std::make_shared<base::SystemClock>();
-  parts.devices = std::make_shared<device::Registry>();
+  const auto devices = std::make_shared<const device::Registry>();
+  parts.devices = devices;
   STRANDLINE_ASSIGN_OR_RETURN(parts.workers, start_copy_workers(copy_threads));
+  if (outstanding && devices->knows_devices()) {
+    STRANDLINE_ASSIGN_OR_RETURN(parts.watcher,
+                                base::ThreadExecutor::start(1, kOutstandingMax, "strandline-wait"));
+  }
   return parts;
 }
 
@@ -59,33 +74,90 @@ Result<StagerParts> make_stager_parts(std::optional<std::uint32_t> copy_threads)
 
 namespace strandline::inline v0 {
 
-StateDictStager::Impl::Impl(Options given, staging::StagerParts stager_parts)
+StateDictStager::Impl::Impl(const Options& given, staging::StagerParts given_parts)
     : options(given),
-      parts(std::move(stager_parts)),
-      snapshotter({.slab = {.host_bytes_max = options.host_bytes_max}}, *parts.devices,
-                  parts.workers.get(), *parts.clock) {}
+      parts(std::move(given_parts)),
+      snapshotter({.slab = {.host_bytes_max = options.host_bytes_max,
+                            .default_ceiling = memory::DefaultCeiling::kHalfOfFree,
+                            .shared = options.share_memory}},
+                  *parts.devices, parts.workers.get(), *parts.clock) {}
 
-Status StateDictStager::Impl::check_usable() const {
-  if (base::fork_generation() != fork_generation) {
+Result<std::shared_ptr<const void>> StateDictStager::Impl::begin() const {
+  if (forked()) {
     return failure(ErrorCode::kUnavailable,
                    "this stager belongs to the process that forked; open one in the child");
   }
-  if (closed.load()) {
-    return failure(ErrorCode::kUnavailable, "the stager was closed; open another one");
-  }
-  return {};
+  std::shared_ptr<const void> busy = activity->begin();
+  if (busy != nullptr) return busy;
+  return failure(ErrorCode::kUnavailable, "the stager was closed; open another one");
 }
 
-Result<StateDict> StateDictStager::Impl::stage(const StateDict& state) {
+Result<StateDictStager::Impl::Taken> StateDictStager::Impl::take(const StateDict& state,
+                                                                 bool wait_for_devices) {
   staging::TakeOptions take;
   take.layout = staging::Layout::kStorage;
   take.deadline = base::deadline_after(std::chrono::steady_clock::now(), staging::kTurnWait);
   take.wave_wait = options.device_wait;
-  STRANDLINE_ASSIGN_OR_RETURN(const std::shared_ptr<staging::Snapshot> snapshot,
+  take.wait_for_devices = wait_for_devices;
+  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<staging::Snapshot> snapshot,
                               snapshotter.take(state, take, nullptr));
+  Taken taken{.snapshot = std::move(snapshot), .staged = {}};
   memory::Lease memory;
-  if (!snapshot->segments().empty()) memory = snapshot->lease(0);
-  return staging::in_staged_memory(state, snapshot->plan(), memory);
+  if (!taken.snapshot->segments().empty()) {
+    memory = taken.snapshot->lease(0);
+    if (!memory) return taken;
+    taken.snapshot->release_segment(0);
+  }
+  taken.staged = staging::in_staged_memory(state, taken.snapshot->plan(), memory);
+  return taken;
+}
+
+Result<StateDict> StateDictStager::Impl::stage(const StateDict& state) {
+  STRANDLINE_ASSIGN_OR_RETURN(const std::shared_ptr<const void> busy, begin());
+  STRANDLINE_ASSIGN_OR_RETURN(Taken taken, take(state, true));
+  return *std::move(taken.staged);  // With the devices waited for, take() itself fails.
+}
+
+Result<Future<StateDict>> StateDictStager::Impl::stage_async(const StateDict& state) {
+  STRANDLINE_ASSIGN_OR_RETURN(std::shared_ptr<const void> busy, begin());
+  STRANDLINE_ASSIGN_OR_RETURN(Taken taken, take(state, false));
+  const auto future = std::make_shared<Future<StateDict>::State>();
+  taken.snapshot->when_ended(
+      [future, busy, staged = std::move(taken.staged)](const Status& ended) mutable {
+        if (ended) {
+          future->end(*std::move(staged));
+          return;
+        }
+        staged.reset();  // Its memory goes before anybody hears of the failure.
+        future->end(failure(ended.error()));
+      });
+  if (!future->ended()) {
+    const auto deadline =
+        base::deadline_after(std::chrono::steady_clock::now(), options.device_wait);
+    parts.watcher->post([weak = std::weak_ptr(taken.snapshot), deadline] {
+      const auto snapshot = weak.lock();
+      if (snapshot == nullptr || snapshot->wait_ended(deadline)) return;
+      snapshot->fail({.code = ErrorCode::kTimeout, .message = staging::kDeviceTooSlow});
+    });
+  }
+  return Future<StateDict>(future);
+}
+
+Status StateDictStager::Impl::close() {
+  if (forked()) return {};  // Nothing of it runs here.
+  activity->close();
+  const auto deadline = base::deadline_after(
+      std::chrono::steady_clock::now(),
+      base::at_most_a_year(options.device_wait) + staging::kTurnWait + staging::kCopyWait);
+  if (!activity->wait_until_idle(deadline)) {
+    return failure(ErrorCode::kTimeout, "a staging of this stager does not end");
+  }
+  std::shared_ptr<base::Executor> workers;
+  std::shared_ptr<base::Executor> watcher;
+  base::MutexLock lock(mutex);
+  workers.swap(parts.workers);
+  watcher.swap(parts.watcher);
+  return {};
 }
 
 Result<StateDictStager> StagerAccess::open(StateDictStager::Options options,
@@ -97,7 +169,7 @@ Result<StateDictStager> StagerAccess::open(StateDictStager::Options options,
 Result<StateDictStager> StateDictStager::open(Options options) {
   STRANDLINE_RETURN_IF_ERROR(staging::check_options(options));
   STRANDLINE_ASSIGN_OR_RETURN(staging::StagerParts parts,
-                              staging::make_stager_parts(options.copy_threads));
+                              staging::make_stager_parts(options.copy_threads, false));
   return StagerAccess::open(options, std::move(parts));
 }
 
@@ -109,24 +181,27 @@ StateDictStager& StateDictStager::operator=(StateDictStager&& other) noexcept {
 }
 
 StateDictStager::~StateDictStager() {
-  if (!impl_ || base::fork_generation() == impl_->fork_generation) return;
-  // A forked child: its locks and threads are not ours.
-  static_cast<void>(new std::shared_ptr<Impl>(std::move(impl_)));
+  if (!impl_) return;
+  if (impl_->forked()) {
+    // A forked child: its locks and threads are not ours.
+    static_cast<void>(new std::shared_ptr<Impl>(std::move(impl_)));
+    return;
+  }
+  close();
 }
 
 Result<StateDict> StateDictStager::stage(const StateDict& state) {
-  STRANDLINE_RETURN_IF_ERROR(impl_->check_usable());
   return base::no_throw("staging", [&] { return impl_->stage(state); });
 }
 
-void StateDictStager::close() { impl_->closed.store(true); }
+void StateDictStager::close() { static_cast<void>(impl_->close()); }
 
 std::uint64_t StateDictStager::host_bytes_in_use() const {
-  return impl_->snapshotter.slab().bytes_in_use();
+  return impl_->forked() ? 0 : impl_->snapshotter.slab().bytes_in_use();
 }
 
 std::uint64_t StateDictStager::host_bytes_mapped() const {
-  return impl_->snapshotter.slab().bytes_mapped();
+  return impl_->forked() ? 0 : impl_->snapshotter.slab().bytes_mapped();
 }
 
 }  // namespace strandline::inline v0
