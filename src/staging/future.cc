@@ -18,16 +18,34 @@ Error forked() {
 }  // namespace
 
 template <typename T>
+Future<T> Future<T>::State::handle(std::shared_ptr<State> state) {
+  State* const raw = state.get();
+  return Future(std::shared_ptr<State>(
+      raw, [state = std::move(state)](const State*) { state->drop_result(); }));
+}
+
+template <typename T>
 void Future<T>::State::end(Result<T> result) {
+  auto ended = std::make_shared<const Result<T>>(std::move(result));
   std::vector<Callback> callbacks;
   {
     base::MutexLock lock(mutex_);
-    result_.emplace(std::move(result));
+    if (has_handles_) result_ = ended;
     ended_.store(true, std::memory_order_release);
     callbacks.swap(callbacks_);
+    if (callbacks.empty()) ended.reset();  // From here on it is the handles' alone.
+    changed_.notify_all();
   }
-  changed_.notify_all();
-  for (const Callback& callback : callbacks) callback(*result_);
+  for (const Callback& callback : callbacks) callback(*ended);
+}
+
+template <typename T>
+void Future<T>::State::drop_result() {
+  if (base::fork_generation() != fork_generation_) return;  // The lock may be held for ever.
+  std::shared_ptr<const Result<T>> dropped;
+  base::MutexLock lock(mutex_);
+  has_handles_ = false;
+  dropped.swap(result_);
 }
 
 template <typename T>

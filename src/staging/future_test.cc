@@ -7,6 +7,7 @@
 #include <atomic>
 #include <latch>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -108,6 +109,37 @@ TEST(Future, CallbacksRegisteredWhileItEndsAreEachCalledOnce) {
     state->end(epoch(round));
     asking.join();
     ASSERT_EQ(calls, 10);
+  }
+}
+
+TEST(Future, TheResultGoesWithTheLastHandleThoughTheEngineStillHoldsTheState) {
+  const auto keep_alive = std::make_shared<int>(0);
+  std::uint8_t byte = 0;
+  TensorView view = TensorView::row_major(&byte, DType::kU8, {1});
+  view.keep_alive = keep_alive;
+  const auto make = [&] { return StateDict{{"w", view}}; };
+  {
+    const auto state = std::make_shared<StateFuture::State>();
+    std::optional<StateFuture> future(StateFuture::State::handle(state));
+    state->end(make());
+    const auto held = keep_alive.use_count();
+    const StateFuture copy = *future;
+    future.reset();
+    EXPECT_EQ(keep_alive.use_count(), held);
+  }
+  EXPECT_EQ(keep_alive.use_count(), 2) << "this test's and its view's";
+  for (const bool early : {false, true}) {
+    const auto state = std::make_shared<StateFuture::State>();
+    std::optional<StateFuture> future(StateFuture::State::handle(state));
+    int calls = 0;
+    if (early) {
+      future->then([&](const Result<StateDict>& result) { calls += result ? 1 : 100; });
+      future.reset();
+    }
+    state->end(make());
+    EXPECT_EQ(calls, early ? 1 : 0);
+    future.reset();
+    EXPECT_EQ(keep_alive.use_count(), 2);
   }
 }
 

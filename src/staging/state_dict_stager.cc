@@ -140,7 +140,7 @@ Result<Future<StateDict>> StateDictStager::Impl::stage_async(const StateDict& st
       snapshot->fail({.code = ErrorCode::kTimeout, .message = staging::kDeviceTooSlow});
     });
   }
-  return Future<StateDict>(future);
+  return Future<StateDict>::State::handle(future);
 }
 
 Status StateDictStager::Impl::close() {
