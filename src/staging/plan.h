@@ -89,8 +89,8 @@ struct StoragePlan {
 // Checks every view as plan_files() does and lays out the storages that they lie in: one extent per
 // device and storage base, which is all that the tensors reach, from the first byte to the last. If
 // that is the whole storage, tensors lie at the offsets that they have in it. Otherwise the extent
-// begins with the first byte reached, or as far before it as the elements of all its tensors need
-// to lie at multiples of their size where they did. Pure; O(n) in the tensors.
+// begins with the first byte reached, or up to 15 bytes before it, so that every element lies at a
+// multiple of its size if it did in the storage. Pure; O(n) in the tensors.
 [[nodiscard]] Result<StoragePlan> plan_storages(const StateDict& state);
 
 }  // namespace strandline::staging

@@ -9,10 +9,12 @@
 // reached by nobody is copied along: a hull is one copy and keeps every stride. The hulls become
 // extents one after the other in one range of memory.
 //
-// Alignment. A hull may begin inside what another view's elements count from (bytes 1 to 9 of a
-// storage, and its floats from byte 4 on). It is extended to the front until every element lies at
-// a multiple of its size again, counted from the storage's beginning: at most 15 bytes, all of them
-// inside the storage.
+// Alignment. Frameworks count offsets in elements, so that an element must lie at a multiple of its
+// size in the extent if it does in the storage. A hull that begins where some view does is right
+// for that view, but not for others (bytes 1 to 9 of a storage, and its floats from byte 4 on).
+// Where views begin at different places the hull is therefore extended to the front, to a multiple
+// of the largest element there is: at most 15 bytes, all of them inside the storage. Types are not
+// asked: adapters hand over views of bytes, whatever the elements are.
 //
 // Rejected: following overlaps of storages with different bases (each names its own memory, and a
 // framework that gives two bases gives two storages back), and extents that leave out holes
@@ -32,12 +34,17 @@
 namespace strandline::staging {
 namespace {
 
+// The largest element that a framework counts offsets in: a complex number of two doubles.
+constexpr std::uint64_t kElementBytesMax = 16;
+
 // What is reached of one storage; offsets in bytes from its base.
 struct Reached {
   std::uint32_t first_tensor = 0;
+  std::int64_t first_offset = 0;  // Of that tensor: of its first element,
+  std::int64_t first_low = 0;     // and of the first byte that it reaches, relative to that.
+  bool different = false;         // Whether any other tensor differs in one of them.
   std::uint64_t begin = std::numeric_limits<std::uint64_t>::max();
   std::uint64_t end = 0;
-  std::uint64_t element_bytes_max = 1;
   std::vector<std::shared_ptr<const void>> keep_alives;  // Neighbours differ.
 };
 
@@ -54,22 +61,22 @@ struct StorageKeyHash {
   }
 };
 
-std::uint64_t element_bytes(const TensorView& view) {
-  const std::uint64_t bits = dtype_bits(view.dtype);
-  return bits % 8 == 0 ? bits / 8 : 1;
-}
-
 // Where the first element lies in its storage. REQUIRES: a view with elements, checked.
 std::uint64_t offset_in_storage(const TensorView& view) {
   return static_cast<std::uint64_t>(view.data - view.storage_base);
 }
 
-void reach(const TensorView& view, Reached& storage) {
-  const auto [first, last] = view.reach_bytes();
+void reach(const TensorView& view, bool is_first, Reached& storage) {
+  const auto [low, high] = view.reach_bytes();
   const auto offset = static_cast<std::int64_t>(offset_in_storage(view));
-  storage.begin = std::min(storage.begin, static_cast<std::uint64_t>(offset + first));
-  storage.end = std::max(storage.end, static_cast<std::uint64_t>(offset + last));
-  storage.element_bytes_max = std::max(storage.element_bytes_max, element_bytes(view));
+  if (is_first) {
+    storage.first_offset = offset;
+    storage.first_low = low;
+  } else if (offset != storage.first_offset || low != storage.first_low) {
+    storage.different = true;
+  }
+  storage.begin = std::min(storage.begin, static_cast<std::uint64_t>(offset + low));
+  storage.end = std::max(storage.end, static_cast<std::uint64_t>(offset + high));
   if (view.keep_alive != nullptr &&
       (storage.keep_alives.empty() || storage.keep_alives.back() != view.keep_alive)) {
     storage.keep_alives.push_back(view.keep_alive);
@@ -124,7 +131,7 @@ Result<Storages> find_storages(const StateDict& state) {
     if (state.tensors()[storage.first_tensor].stream != view.stream) {
       return failure(streams_differ(state, i, storage.first_tensor).error());
     }
-    reach(view, storage);
+    reach(view, is_new, storage);
     storages.of_tensor[i] = entry->second;
   }
   // Tensors without elements reach nothing, but stay with their storage where that is staged.
@@ -158,7 +165,7 @@ Result<StoragePlan> plan_storages(const StateDict& state) {
   FilePlan file{
       .group = {}, .name = {}, .index_name = {}, .header = {}, .tensors = {}, .data_bytes = 0};
   for (Reached& storage : storages.reached) {
-    storage.begin = storage.begin / storage.element_bytes_max * storage.element_bytes_max;
+    if (storage.different) storage.begin = storage.begin / kElementBytesMax * kElementBytesMax;
     const std::uint64_t bytes = storage.end - storage.begin;
     const std::uint64_t offset = base::round_up(file.data_bytes, kExtentAlignmentBytes);
     const auto end = base::checked_add(offset, bytes);

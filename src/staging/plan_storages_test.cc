@@ -49,9 +49,9 @@ TEST(PlanStorages, OnlyTheHullOfWhatIsReachedIsStaged) {
   const StateDict state{{"a", part(storage, 300, 50)}, {"b", part(storage, 700, 20)}};
   const StoragePlan plan = must(plan_storages(state));
   ASSERT_EQ(plan.extents.size(), 1u);
-  EXPECT_EQ(plan.extents[0].data, reinterpret_cast<std::byte*>(storage.data()) + 300);
-  EXPECT_EQ(plan.extents[0].byte_count(), 420u);
-  EXPECT_THAT(offsets(plan), ElementsAre(0, 400));
+  EXPECT_EQ(plan.extents[0].data, reinterpret_cast<std::byte*>(storage.data()) + 288);
+  EXPECT_EQ(plan.extents[0].byte_count(), 432u);
+  EXPECT_THAT(offsets(plan), ElementsAre(12, 412));
 }
 
 TEST(PlanStorages, ElementsStayAtMultiplesOfTheirSize) {
@@ -62,10 +62,20 @@ TEST(PlanStorages, ElementsStayAtMultiplesOfTheirSize) {
   const StoragePlan plan = must(plan_storages(state));
   EXPECT_THAT(offsets(plan), ElementsAre(5, 8, 16));  // Bytes 96 to 128.
   EXPECT_EQ(plan.plan->files[0].data_bytes, 32u);
-  // A tensor alone begins at its extent's beginning.
-  EXPECT_THAT(
-      offsets(must(plan_storages(StateDict{{"floats", part(storage, 104, 2, DType::kF32)}}))),
-      ElementsAre(0));
+  // Tensors that lie in the same place begin at their extent's beginning.
+  const TensorView floats = part(storage, 104, 2, DType::kF32);
+  EXPECT_THAT(offsets(must(plan_storages(StateDict{{"floats", floats}, {"tied", floats}}))),
+              ElementsAre(0, 0));
+}
+
+TEST(PlanStorages, ElementsThatAreHandedOverAsBytesStayAtMultiplesOfTheirSize) {
+  std::vector<std::uint8_t> storage(1000);
+  TensorView complex = part(storage, 112, 2);  // Two elements of 16 bytes.
+  complex.shape = {2, 16};
+  complex.strides_bytes = {16, 1};
+  complex.storage_bytes = 1000;
+  const StateDict state{{"complex", complex}, {"bytes", part(storage, 101, 3)}};
+  EXPECT_THAT(offsets(must(plan_storages(state))), ElementsAre(16, 5));
 }
 
 TEST(PlanStorages, EveryStorageHasItsOwnAlignedExtent) {
@@ -119,8 +129,9 @@ TEST(PlanStorages, NegativeStridesReachBackwardsAndExpandedOnesNowhere) {
   expanded.strides_bytes = {0, 1};
   const StoragePlan plan =
       must(plan_storages(StateDict{{"reversed", reversed}, {"expanded", expanded}}));
-  EXPECT_EQ(plan.extents[0].byte_count(), 19u);  // Bytes 61 to 79.
-  EXPECT_THAT(offsets(plan), ElementsAre(18, 9));
+  EXPECT_EQ(plan.extents[0].byte_count(), 32u);  // Bytes 61 to 79 and what aligns them.
+  EXPECT_THAT(offsets(plan), ElementsAre(31, 22));
+  EXPECT_THAT(offsets(must(plan_storages(StateDict{{"reversed", reversed}}))), ElementsAre(18));
 }
 
 TEST(PlanStorages, TensorsWithoutElementsTakeNothing) {

@@ -70,8 +70,9 @@ class Snapshot {
   [[nodiscard]] std::uint64_t bytes_staged() const { return bytes_staged_.load(); }
 
   // Calls `ended` once when the snapshot has been filled whole (success) or has failed: at once and
-  // on this thread if it has, otherwise on the thread that ends it, without any lock. Memory that
-  // the snapshot no longer needs has been given back by then. REQUIRES: called at most once.
+  // on this thread if it has, otherwise on the thread that ends it, without any lock. The memory of
+  // released segments, and of those that a failure leaves unfilled, has been given back by then.
+  // REQUIRES: called at most once.
   void when_ended(std::function<void(const Status&)> ended) STRANDLINE_EXCLUDES(mutex_);
   // Waits until it has been filled whole or has failed; false at the deadline.
   [[nodiscard]] bool wait_ended(base::Clock::Instant deadline) STRANDLINE_EXCLUDES(mutex_);

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <latch>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -98,6 +99,74 @@ TEST_F(SnapshotTest, AbandoningGivesAllMemoryBackAndTakesNoMore) {
   const std::vector<std::uint64_t> sizes = {4096};
   snapshot_->set_lease(1, slab_.lease(sizes, do_not_wait_).value()[0]);
   EXPECT_EQ(slab_.bytes_in_use(), 0u);
+}
+
+TEST_F(SnapshotTest, TellsOnceWhenTheLastSegmentIsFilled) {
+  int calls = 0;
+  snapshot_->release_segment(0);
+  snapshot_->release_segment(1);
+  snapshot_->when_ended([&](const Status& status) {
+    EXPECT_TRUE(status);
+    EXPECT_EQ(slab_.bytes_in_use(), 0u) << "what was released has been given back";
+    ++calls;
+  });
+  snapshot_->set_filled(1);
+  EXPECT_EQ(calls, 0);
+  EXPECT_FALSE(snapshot_->wait_ended(kDoNotWait));
+  snapshot_->set_filled(0);
+  EXPECT_EQ(calls, 1);
+  EXPECT_TRUE(snapshot_->wait_ended(kDoNotWait));
+  snapshot_->fail(Error{.message = "too late"});
+  EXPECT_EQ(calls, 1);
+}
+
+TEST_F(SnapshotTest, TellsOnceThatItHasFailedWithItsMemoryGivenBack) {
+  std::vector<std::string> errors;
+  snapshot_->when_ended([&](const Status& status) {
+    EXPECT_EQ(slab_.bytes_in_use(), 0u);
+    errors.push_back(status.error().message);
+  });
+  snapshot_->fail(Error{.message = "first"});
+  snapshot_->fail(Error{.message = "second"});
+  snapshot_->set_filled(0);
+  snapshot_->set_filled(1);
+  EXPECT_EQ(errors, std::vector<std::string>{"first"});
+  EXPECT_TRUE(snapshot_->wait_ended(kDoNotWait));
+}
+
+TEST_F(SnapshotTest, TellsAtOnceWhatHasEndedAlready) {
+  snapshot_->set_filled(0);
+  snapshot_->set_filled(1);
+  bool told = false;
+  snapshot_->when_ended([&](const Status& status) { told = status.has_value(); });
+  EXPECT_TRUE(told);
+}
+
+TEST_F(SnapshotTest, TellsAtOnceWhatHasFailedAlready) {
+  snapshot_->fail(Error{.message = "device"});
+  std::string told;
+  snapshot_->when_ended([&](const Status& status) { told = status.error().message; });
+  EXPECT_EQ(told, "device");
+}
+
+TEST_F(SnapshotTest, WaitingForTheEndWakesUp) {
+  std::latch waiting(1);
+  std::thread watcher([&] {
+    waiting.count_down();
+    EXPECT_TRUE(snapshot_->wait_ended(soon()));
+  });
+  waiting.wait();
+  snapshot_->set_filled(0);
+  snapshot_->set_filled(1);
+  watcher.join();
+}
+
+TEST_F(SnapshotTest, AFailureGivesNoMemoryTwice) {
+  const memory::Lease lease = snapshot_->lease(0);
+  EXPECT_NE(lease.data(), nullptr);
+  snapshot_->fail(Error{.message = "device"});
+  EXPECT_FALSE(snapshot_->lease(0));
+  EXPECT_EQ(slab_.bytes_in_use(), 4096u) << "this test still holds it";
 }
 
 }  // namespace
