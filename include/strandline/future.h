@@ -12,9 +12,10 @@
 
 namespace strandline::inline v0 {
 
-/// A value, or an error, that is there now or later. Copies share it.
+/// A value, or an error, that is there now or later. Copies share it; the last one's end drops it.
 ///
-/// Thread-safety: thread-safe. Only `Future<StateDict>` exists.
+/// Thread-safety: thread-safe. Only `Future<StateDict>` exists. In a forked child a future that had
+/// not ended before the fork never will: there it fails with kUnavailable.
 template <typename T>
 class STRANDLINE_EXPORT Future {
  public:
@@ -29,7 +30,8 @@ class STRANDLINE_EXPORT Future {
   [[nodiscard]] Result<T> get(std::chrono::milliseconds deadline) const;
 
   /// Calls `callback` once when it has ended: at once and on this thread if it has, otherwise on
-  /// the thread that ends it, which is a device's. It must not block or throw.
+  /// the thread that ends it, which is a device's or the engine's. It must not block or throw. It
+  /// is called even if no copy of the future is left.
   void then(std::function<void(const Result<T>&)> callback) const;
 
   struct State;                                   // Internal.

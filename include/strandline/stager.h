@@ -27,7 +27,8 @@ struct CheckpointStagerConfig {
   bool use_shared_memory = true;
   /// Return before devices have finished copying; host tensors are always copied on return.
   bool use_async_staging = true;
-  /// Let copies from devices run beside each other. Needs a device other than the host.
+  /// Demand a device other than the host, as PyTorch's does. Has no other effect: copies from
+  /// devices never block the thread that starts them.
   bool use_non_blocking_copy = true;
 
   /// The ceiling of staged bytes. Default: half of what the host and its memory cgroup have free.
@@ -45,10 +46,13 @@ class STRANDLINE_EXPORT CheckpointStager {
 
   /// Stages a state: the result has the same structure, its tensors the same shapes, strides,
   /// types and aliases, in memory of its own that lives as long as the result or any view of it.
-  /// Fails at once where nothing can be staged; what goes wrong later fails the future.
+  /// Fails at once where nothing can be staged; what goes wrong later fails the future, and never
+  /// the next staging.
   [[nodiscard]] virtual Result<Future<StateDict>> stage(const StateDict& state) = 0;
 
-  /// Waits for stagings still running and ends the stager; results stay valid. Idempotent.
+  /// Waits for stagings still running, whose futures end with what they come to, and ends the
+  /// stager; results stay valid. Fails with kTimeout where one does not end. Idempotent. Not to be
+  /// called from what Future::then() calls back.
   [[nodiscard]] virtual Status close() = 0;
 };
 
@@ -73,18 +77,22 @@ class STRANDLINE_EXPORT StateDictStager {
   [[nodiscard]] static Result<StateDictStager> open(Options options);
   StateDictStager(StateDictStager&&) noexcept;
   StateDictStager& operator=(StateDictStager&&) noexcept;
+  /// Closes; in a forked child it does nothing.
   ~StateDictStager();
 
-  /// The staged state. Fails with kMemoryLimit where it does not fit, naming state, ceiling and how
+  /// The staged state. Its tensors are the host's and writable, whatever the source's were, with
+  /// the same strides and conjugate and negative bits; each view keeps all of the result's memory
+  /// alive. Fails with kMemoryLimit where it does not fit, naming state, ceiling and how
   /// much earlier results that are still held take; with a device's error or kTimeout;
   /// kInvalidArgument or kUnsupported with the key path of a tensor that cannot be staged; and
   /// kUnavailable after close() or in a forked child.
   [[nodiscard]] Result<StateDict> stage(const StateDict& state);
 
-  /// Ends the stager. Results stay valid. Idempotent.
+  /// Ends the stager, after waiting for calls of other threads. Results stay valid. Idempotent.
   void close();
 
-  /// Host memory that results hold, and that is kept for the next ones; in bytes.
+  /// Host memory that results hold, and that is kept for the next ones; in bytes. Memory that a
+  /// device may still write to counts as held. In a forked child 0.
   [[nodiscard]] std::uint64_t host_bytes_in_use() const;
   [[nodiscard]] std::uint64_t host_bytes_mapped() const;
 
@@ -97,9 +105,13 @@ class STRANDLINE_EXPORT StateDictStager {
 };
 
 /// The stager that most use. Host tensors are copied when stage() returns; with
-/// `use_async_staging` devices may still copy then, and the future ends when they have.
+/// `use_async_staging` devices may still copy then, and the future ends when they have, or after
+/// `device_wait`. A device's error fails the future even if it comes before stage() returns.
 ///
-/// Thread-safety: thread-safe.
+/// Thread-safety: thread-safe. Blocking: stage() blocks for copies of the host's tensors, without
+/// `use_async_staging` also for devices, at most `device_wait`. Memory that a device may still
+/// write to when its staging has failed stays held, and so do the tensors, until the device has
+/// finished.
 class STRANDLINE_EXPORT DefaultStager final : public CheckpointStager {
  public:
   /// Fails with kInvalidArgument where `use_non_blocking_copy` finds no device but the host, as
@@ -107,9 +119,12 @@ class STRANDLINE_EXPORT DefaultStager final : public CheckpointStager {
   [[nodiscard]] static Result<DefaultStager> open(CheckpointStagerConfig config = {});
   DefaultStager(DefaultStager&&) noexcept;
   DefaultStager& operator=(DefaultStager&&) noexcept;
+  /// Closes, so it may wait; in a forked child it does nothing.
   ~DefaultStager() override;
 
+  /// See CheckpointStager. Fails as StateDictStager::stage().
   [[nodiscard]] Result<Future<StateDict>> stage(const StateDict& state) override;
+  /// See CheckpointStager. In a forked child it does nothing.
   [[nodiscard]] Status close() override;
 
  private:

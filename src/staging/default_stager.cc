@@ -1,3 +1,6 @@
+// The stager that most use: options, and the choice whether devices are waited for. What it does is
+// told in state_dict_stager.cc.
+
 #include <utility>
 
 #include "base/no_throw.h"

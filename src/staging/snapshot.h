@@ -5,6 +5,7 @@
 // in the same order, writes them, and gives their memory back. A snapshot that was filled whole
 // stays valid as long as anyone holds it, whatever is staged next. In waves the Snapshotter needs
 // the memory of earlier segments for later ones: a consumer that stops must say so by abandon().
+// A stager's snapshot (kStorage) has one segment and no consumer: its memory passes to the result.
 #pragma once
 
 #include <atomic>

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "staging/copy_workers.h"
 #include "staging/stager_impl.h"
 #include "strandline/stager.h"
 #include "testing/checkpoint_fixture.h"
@@ -183,7 +184,7 @@ TEST(StagerProperty, DevicesThatCopyInAnyOrderGiveTheSameAndHostTensorsAreTakenA
       CheckpointStagerConfig{.use_shared_memory = false, .host_bytes_max = 8 << 20},
       staging::StagerParts{.clock = std::make_shared<base::SystemClock>(),
                            .devices = devices,
-                           .workers = nullptr,
+                           .workers = must(staging::start_copy_workers(2)),
                            .watcher = watcher}));
   for (std::uint64_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));

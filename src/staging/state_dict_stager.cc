@@ -1,3 +1,33 @@
+// The stagers: results in memory of their own, over the one Snapshotter.
+//
+// Problem. Whoever stages without saving gets the state itself back, and keeps it for as long as
+// she likes: the tree, one view of it, a future of it. Meanwhile training goes on, the next state
+// is staged, the stager is closed, and a device may not have finished copying.
+//
+// Approach. A staging is a Snapshot with the layout kStorage: one lease that holds all extents. The
+// result is the caller's state with its views moved into that lease, each of which holds it. From
+// then on nothing but the views knows the memory: the snapshot has released it, and the job drops
+// it with the last byte that arrives. So the results' holders alone decide when it is used again,
+// and nothing of the stager needs to live for it.
+//
+// Life cycle of an outstanding staging. The job is held by the completions that devices owe; it
+// holds the snapshot; that holds the callback which ends the future, and in it the result. Whoever
+// ends the snapshot (the last completion, a failing one, the watcher at the deadline) ends the
+// future. On a failure the result goes first: who is told of it finds the memory free, unless a
+// device may still write there. What the watcher ended the job still finishes: its late
+// completions find a snapshot that has failed, and change nothing.
+//
+// The watcher is one thread that waits for outstanding stagings in order. All have the same
+// patience, so the oldest's deadline is the first, and to wait for one after the other misses none.
+// It holds them weakly, so that what has ended does not wait for its turn in order to go.
+//
+// Concurrency. stage() calls are independent of each other but for the slab. close() waits until
+// none runs and none is outstanding (Activity), and then ends the threads.
+//
+// Rejected: copying on a background thread (host tensors would change under it), handing results
+// out before the last byte is there, a pool of buffers by tensor (a state that changes its shapes
+// would keep them all), and one thread per outstanding staging.
+
 #include <utility>
 
 #include "base/no_throw.h"
