@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <latch>
 #include <memory>
 #include <optional>
 #include <string>
@@ -276,6 +277,85 @@ TEST_F(DefaultStagerTest, WhoDropsAResultAtOnceMayStageTheNext) {
   }
   over = true;
   device.join();
+}
+
+// Copies at once, but lets its completions go only when it ends, as a driver may.
+class Hoarder final : public Device {
+ public:
+  [[nodiscard]] std::string_view kind() const override { return "fake"; }
+  void copy_to_host_async(const TensorView& source, std::uint64_t first_byte,
+                          std::span<std::byte> host, Completion done) override {
+    std::memcpy(host.data(), source.data + first_byte, host.size());
+    completions_.push_back(done);
+    done({});
+  }
+  void copy_from_host_async(std::span<const std::byte>, const TensorView&, std::uint64_t,
+                            Completion) override {}
+
+ private:
+  std::vector<Completion> completions_;
+};
+
+TEST_F(DefaultStagerTest, MemoryIsFreeWithItsLastHolderWhateverTheDeviceHoldsOnTo) {
+  auto devices = std::make_shared<device::Registry>();
+  devices->add(std::make_shared<Hoarder>());
+  parts_.devices = devices;
+  for (const bool async : {true, false}) {
+    config_.use_async_staging = async;
+    DefaultStager stager = open();
+    for (int i = 0; i < 3; ++i) {
+      const Result<Future<StateDict>> future = stager.stage(state());
+      ASSERT_TRUE(future) << future.error().text();
+      EXPECT_TRUE(future->ready());
+    }
+  }
+}
+
+// Completes before it returns. The calling thread goes on when a worker has begun, and the worker
+// ends after the caller.
+class SlowOnWorkers final : public Device {
+ public:
+  explicit SlowOnWorkers(std::thread::id caller) : caller_(caller) {}
+  [[nodiscard]] std::string_view kind() const override { return "fake"; }
+  void copy_to_host_async(const TensorView& source, std::uint64_t first_byte,
+                          std::span<std::byte> host, Completion done) override {
+    if (std::this_thread::get_id() == caller_) {
+      worker_began_.wait();
+      if (--callers_pieces_ == 0) caller_ended_.count_down();
+    } else if (!once_.exchange(true)) {
+      worker_began_.count_down();
+      caller_ended_.wait();
+      for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+    }
+    std::memcpy(host.data(), source.data + first_byte, host.size());
+    done({});
+  }
+  void copy_from_host_async(std::span<const std::byte>, const TensorView&, std::uint64_t,
+                            Completion) override {}
+
+ private:
+  const std::thread::id caller_;
+  std::latch worker_began_{1};
+  std::latch caller_ended_{1};
+  std::atomic<bool> once_ = false;
+  int callers_pieces_ = 8;  // Of one task.
+};
+
+TEST_F(DefaultStagerTest, ItDoesNotReturnWhileAWorkerStillReadsTheState) {
+  static_assert(staging::kCopyTaskBytes == 2 * kMiB);
+  auto devices = std::make_shared<device::Registry>();
+  devices->add(std::make_shared<SlowOnWorkers>(std::this_thread::get_id()));
+  parts_.devices = devices;
+  parts_.workers = must(staging::start_copy_workers(1));
+  config_.host_bytes_max = 4 * kMiB;
+  DefaultStager stager = open();
+  device_bytes_.assign(4 * kMiB, 7);  // Two tasks: one for each thread.
+  TensorView view = TensorView::of(device_bytes_);
+  view.device.kind = "fake";
+  const Future<StateDict> future = must(stager.stage(StateDict{{"w", view}}));
+  std::memset(device_bytes_.data(), 0, device_bytes_.size());
+  EXPECT_TRUE(future.ready());
+  EXPECT_EQ(staged_bytes(future, "w"), std::vector<std::byte>(4 * kMiB, std::byte{7}));
 }
 
 TEST_F(DefaultStagerTest, CloseWaitsForOutstandingCopies) {
