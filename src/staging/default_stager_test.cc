@@ -279,6 +279,35 @@ TEST_F(DefaultStagerTest, WhoDropsAResultAtOnceMayStageTheNext) {
   device.join();
 }
 
+TEST_F(DefaultStagerTest, TheSynchronousStagerNamesWhatADeviceCouldNotCopyInTime) {
+  StateDictStager stager = must(StagerAccess::open(
+      StateDictStager::Options{.host_bytes_max = kMiB + 4096, .device_wait = kNow}, parts_));
+  EXPECT_EQ(must_fail(stager.stage(state())).code, ErrorCode::kTimeout);
+  EXPECT_EQ(must_fail(stager.stage(state())).code, ErrorCode::kMemoryLimit)
+      << "the device may still write there";
+  EXPECT_EQ(stager.host_bytes_in_use(), kMiB + 4096);
+  EXPECT_EQ(fake_->complete_all(), 4u);
+  EXPECT_EQ(stager.host_bytes_in_use(), 0u);
+  fake_->set_immediate(true);
+  EXPECT_EQ(content_of(must(stager.stage(state())))[2], content_of(state())[2]);
+}
+
+TEST_F(DefaultStagerTest, TheSynchronousStagerRaisesADevicesErrorWithThePath) {
+  StateDictStager stager =
+      must(StagerAccess::open(StateDictStager::Options{.host_bytes_max = kMiB + 4096}, parts_));
+  std::thread trainer([&] {
+    const Error error = must_fail(stager.stage(state()));
+    EXPECT_EQ(error.code, ErrorCode::kIo);
+    EXPECT_EQ(error.key_path, "model.w");
+  });
+  ASSERT_TRUE(fake_->wait_for_pending(4, std::chrono::steady_clock::now() + kPatience));
+  EXPECT_TRUE(fake_->fail_oldest(Error{.code = ErrorCode::kIo, .message = "ECC error"}));
+  trainer.join();
+  fake_->complete_all();
+  fake_->set_immediate(true);
+  EXPECT_TRUE(stager.stage(state()));
+}
+
 // Copies at once, but lets its completions go only when it ends, as a driver may.
 class Hoarder final : public Device {
  public:

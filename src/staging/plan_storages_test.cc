@@ -86,7 +86,8 @@ TEST(PlanStorages, EveryStorageHasItsOwnAlignedExtent) {
                         {"two", part(two, 0, 1)},
                         {"again", part(one, 60, 5)},
                         {"three", part(three, 0, 64)}};
-  const Plan& plan = *must(plan_storages(state)).plan;
+  const StoragePlan storages = must(plan_storages(state));
+  const Plan& plan = *storages.plan;
   ASSERT_EQ(plan.files.size(), 1u);
   const FilePlan& file = plan.files[0];
   ASSERT_EQ(file.tensors.size(), 3u);

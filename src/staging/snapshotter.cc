@@ -154,7 +154,7 @@ Result<StoragePlan> Snapshotter::make_plan(const StateDict& state, Layout layout
     Error error{.code = ErrorCode::kUnsupported,
                 .key_path = state.structure().path_text(state.structure().tensors()[i].node)};
     error.message = "'" + error.key_path + "' is on device '" + device.kind +
-                    "', which this build cannot copy from: move it to the host before saving";
+                    "', which this build cannot copy from: move it to the host first";
     return failure(std::move(error));
   }
   return plan;
