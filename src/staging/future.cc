@@ -1,5 +1,6 @@
 #include "strandline/future.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/clock.h"
@@ -52,7 +53,8 @@ template <typename T>
 Result<T> Future<T>::State::get(std::chrono::milliseconds deadline) const {
   if (ended()) return *result_;
   if (base::fork_generation() != fork_generation_) return failure(forked());
-  const auto until = base::deadline_after(std::chrono::steady_clock::now(), deadline);
+  const auto until = base::deadline_after(std::chrono::steady_clock::now(),
+                                          std::max(deadline, std::chrono::milliseconds(0)));
   base::MutexLock lock(mutex_);
   while (!ended()) {
     if (std::chrono::steady_clock::now() >= until) {
