@@ -154,9 +154,11 @@ struct Held {
   std::vector<Bytes> expected;
 };
 
-TEST(StagerProperty, AResultIsTheStateAtTheCallForAsLongAsItIsHeld) {
-  StateDictStager stager =
-      must(StateDictStager::open({.host_bytes_max = 8 << 20, .copy_threads = 2}));
+class StagerProperty : public ::testing::TestWithParam<bool> {};
+
+TEST_P(StagerProperty, AResultIsTheStateAtTheCallForAsLongAsItIsHeld) {
+  StateDictStager stager = must(StateDictStager::open(
+      {.share_memory = GetParam(), .host_bytes_max = 8 << 20, .copy_threads = 2}));
   std::vector<Held> held;
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -175,13 +177,13 @@ TEST(StagerProperty, AResultIsTheStateAtTheCallForAsLongAsItIsHeld) {
   }
 }
 
-TEST(StagerProperty, DevicesThatCopyInAnyOrderGiveTheSameAndHostTensorsAreTakenAtTheCall) {
+TEST_P(StagerProperty, DevicesThatCopyInAnyOrderGiveTheSameAndHostTensorsAreTakenAtTheCall) {
   const auto fake = std::make_shared<FakeDevice>();
   auto devices = std::make_shared<device::Registry>();
   devices->add(fake);
   const auto watcher = std::make_shared<ManualExecutor>();
   DefaultStager stager = must(StagerAccess::open(
-      CheckpointStagerConfig{.use_shared_memory = false, .host_bytes_max = 8 << 20},
+      CheckpointStagerConfig{.use_shared_memory = GetParam(), .host_bytes_max = 8 << 20},
       staging::StagerParts{.clock = std::make_shared<base::SystemClock>(),
                            .devices = devices,
                            .workers = must(staging::start_copy_workers(2)),
@@ -207,6 +209,9 @@ TEST(StagerProperty, DevicesThatCopyInAnyOrderGiveTheSameAndHostTensorsAreTakenA
     watcher->run_all();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(PrivateAndShared, StagerProperty, ::testing::Bool(),
+                         [](const auto& shared) { return shared.param ? "shared" : "private"; });
 
 }  // namespace
 }  // namespace strandline::testing

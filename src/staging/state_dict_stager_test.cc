@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "staging/stager_impl.h"
+#include "strandline/shared_memory.h"
 #include "strandline/stager.h"
 #include "testing/checkpoint_fixture.h"
 #include "testing/child_process.h"
@@ -303,10 +304,35 @@ std::size_t mappings() {
   return count;
 }
 
-TEST(StateDictStager, FiveHundredStagingsLeaveDescriptorsAndMappingsAsTheyWere) {
+TEST(StateDictStager, SharedResultsAreSeenByAnotherProcessAndPrivateOnesCannotBeShared) {
+  std::vector<std::uint8_t> bytes(10'000, 3);
+  StateDictStager stager =
+      must(StateDictStager::open({.share_memory = true, .host_bytes_max = kMiB}));
+  const StateDict staged = must(stager.stage(one_tensor(bytes)));
+  std::byte* const data = staged.tensors()[0].data;
+  const SharedRange range = must(share(data, 10'000));
+  ChildProcess child([&]() -> std::string {
+    const Result<AttachedMemory> attached = attach(range);
+    if (!attached) return attached.error().text();
+    if (attached->data[9'999] != std::byte{3}) return "reads something else";
+    attached->data[0] = std::byte{42};
+    return "as it should be";
+  });
+  EXPECT_EQ(child.wait(), "as it should be");
+  EXPECT_EQ(data[0], std::byte{42});
+  StateDictStager other = stager_of(kMiB);
+  const StateDict alone = must(other.stage(one_tensor(bytes)));
+  EXPECT_EQ(must_fail(share(alone.tensors()[0].data, 10'000)).code, ErrorCode::kInvalidArgument);
+}
+
+class ManyStagings : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(PrivateAndShared, ManyStagings, ::testing::Bool());
+
+TEST_P(ManyStagings, LeaveDescriptorsAndMappingsAsTheyWere) {
   std::vector<std::uint8_t> large(200'000);
   std::vector<std::uint8_t> small(5'000);
-  StateDictStager stager = stager_of(2 * kMiB);
+  StateDictStager stager =
+      must(StateDictStager::open({.share_memory = GetParam(), .host_bytes_max = 2 * kMiB}));
   StateDict held;
   std::size_t descriptors = 0;
   std::size_t maps = 0;
