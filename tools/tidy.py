@@ -351,9 +351,12 @@ def check_library_calls(tree: Tree) -> Iterator[Problem]:
                 )
 
 
+TORCH_FOLDER = "python/strandline/torch/"
+
+
 def check_torch_imports(tree: Tree) -> Iterator[Problem]:
     for file in tree.python():
-        if not file.path.startswith("python/strandline/") or file.path.endswith("/torch.py"):
+        if not file.path.startswith("python/strandline/") or file.path.startswith(TORCH_FOLDER):
             continue
         for node in ast.walk(ast.parse(file.text, file.path)):
             names: list[str] = []
@@ -362,9 +365,7 @@ def check_torch_imports(tree: Tree) -> Iterator[Problem]:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
             if any(name.split(".")[0] == "torch" for name in names):
-                yield Problem(
-                    file.path, node.lineno, "only python/strandline/torch.py may import torch"
-                )
+                yield Problem(file.path, node.lineno, f"only {TORCH_FOLDER} may import torch")
 
 
 def check_tests_are_built(tree: Tree) -> Iterator[Problem]:

@@ -239,7 +239,7 @@ class ContentsTest(TidyTest):
         self.assert_clean(
             {
                 "python/strandline/a.py": "from . import torch\nimport strandline.torch\n",
-                "python/strandline/torch.py": "import torch\n",
+                "python/strandline/torch/a.py": "import torch\n",
                 "python/tests/test_a.py": "import torch\n",
             }
         )

@@ -44,7 +44,7 @@ struct Torch {
   std::array<PyObject*, kDTypeCount> dtypes{};  ///< By DType; null where torch has none.
 
   static const Torch* if_imported();
-  /// PyTorch through strandline.torch, the one module that imports it; null if not installed.
+  /// PyTorch through strandline.torch, the one package that imports it; null if not installed.
   static const Torch* import_if_installed();
 
   [[nodiscard]] std::optional<DType> element_type(PyObject* dtype) const;

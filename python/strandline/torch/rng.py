@@ -1,4 +1,4 @@
-"""Strandline's side of PyTorch. The one module of the package that imports ``torch``."""
+"""The random number generators of a job as a part of its state."""
 
 from __future__ import annotations
 
