@@ -24,9 +24,10 @@
 // range that nobody here holds any more may still be held by another process (shared_pages.cc):
 // then it is lent, counts as in use, and is asked about at each request and while one waits.
 //
-// Fork. Private ranges are not inherited (MADV_DONTFORK): data-loader workers forked by the trainer
-// would otherwise share the pages copy-on-write, and every later generation would be copied page by
-// page by the kernel. In a forked child returning a lease does nothing.
+// Fork. Private ranges are not inherited (MADV_DONTFORK) unless a user sees them: data-loader
+// workers forked by the trainer would otherwise share the pages copy-on-write, and every later
+// generation would be copied page by page by the kernel. In a forked child returning a lease does
+// nothing.
 //
 // Concurrency. One mutex, given up while the kernel allocates pages for a new range, which takes
 // seconds for gigabytes: nobody may wait for that who only drops a result. Waiters sleep on one
@@ -111,7 +112,8 @@ Arena::Arena(Slab::Options options)
       default_ceiling_(options.default_ceiling),
       host_memory_(std::move(options.host_memory)),
       fork_generation_(base::fork_generation()),
-      pages_(options.shared ? std::make_unique<SharedPages>() : make_private_pages()),
+      pages_(options.shared ? std::make_unique<SharedPages>()
+                            : make_private_pages(options.inherited)),
       shared_pages_(options.shared ? static_cast<SharedPages*>(pages_.get()) : nullptr),
       bytes_max_(options.host_bytes_max.value_or(0)) {}
 

@@ -46,8 +46,9 @@ class Pages {
   virtual void cancel(std::byte* data) = 0;
 };
 
-// Memory of this process alone, not even inherited by forked children.
-[[nodiscard]] std::unique_ptr<Pages> make_private_pages();
+// Memory of this process alone. A forked child has its own copy of it where `inherited`, and
+// nothing otherwise.
+[[nodiscard]] std::unique_ptr<Pages> make_private_pages(bool inherited);
 
 // The error of a map() or back() that the kernel refused.
 [[nodiscard]] Error cannot_map(std::uint64_t bytes, int error);

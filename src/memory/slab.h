@@ -48,6 +48,9 @@ class Slab {
     DefaultCeiling default_ceiling = DefaultCeiling::kTwoGenerations;
     // Other processes can map the leases (see shared_memory.h).
     bool shared = false;
+    // Of private memory: forked children have their own copy of the leases. Otherwise they have
+    // nothing there, and forking costs nothing.
+    bool inherited = false;
     // How to ask for free memory; tests replace it.
     std::function<Result<HostMemory>()> host_memory = [] { return read_host_memory(); };
   };

@@ -458,5 +458,19 @@ TEST(Slab, LeasesNeverOverlapWhatOtherProcessesHold) {
   EXPECT_GT(refused, 0u);
 }
 
+TEST(Slab, AForkedChildReadsLeasesWhereTheyAreInherited) {
+  Slab::Options options = ceiling(kMiB, false);
+  options.inherited = true;
+  Slab slab(std::move(options));
+  std::vector<Lease> leases = lease(slab, {4096}).value();
+  stamp(leases[0], 3);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) ::_exit(stamped(leases[0], 3) ? 0 : 1);
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
 }  // namespace
 }  // namespace strandline::memory

@@ -109,7 +109,8 @@ StateDictStager::Impl::Impl(const Options& given, staging::StagerParts given_par
       parts(std::move(given_parts)),
       snapshotter({.slab = {.host_bytes_max = options.host_bytes_max,
                             .default_ceiling = memory::DefaultCeiling::kHalfOfFree,
-                            .shared = options.share_memory}},
+                            .shared = options.share_memory,
+                            .inherited = true}},  // Results are the user's, also in a child.
                   *parts.devices, parts.workers.get(), *parts.clock) {}
 
 Result<std::shared_ptr<const void>> StateDictStager::Impl::begin() const {
