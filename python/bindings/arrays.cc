@@ -52,6 +52,7 @@ struct TorchNames {
   Name shape{"shape"};
   Name stride{"stride"};
   Name data_ptr{"data_ptr"};
+  Name element_size{"element_size"};
   Name untyped_storage{"untyped_storage"};
   Name nbytes{"nbytes"};
   Name is_conj{"is_conj"};
@@ -102,8 +103,8 @@ tl::unexpected<Error> unsupported_torch_type(const std::string& name) {
 // The bytes of what PyTorch counts as one element; a pair of F4 is one.
 std::int64_t item_bytes(DType dtype) { return std::max<std::int64_t>(dtype_bits(dtype) / 8, 1); }
 
-// Shape and strides as PyTorch gives them.
-void read_geometry(PyObject* tensor, TensorView& view) {
+// Shape and strides as PyTorch gives them, for elements of `bytes_each`.
+void read_geometry(PyObject* tensor, std::int64_t bytes_each, TensorView& view) {
   const TorchNames& names = torch_names();
   const nb::object shape = attribute(tensor, names.shape);
   const nb::object strides = call_method(tensor, names.stride);
@@ -113,8 +114,7 @@ void read_geometry(PyObject* tensor, TensorView& view) {
   view.strides_bytes.reserve(static_cast<std::size_t>(dimensions));
   for (Py_ssize_t i = 0; i < dimensions; ++i) {
     view.shape.push_back(unsigned_of(PyTuple_GET_ITEM(shape.ptr(), i)));
-    view.strides_bytes.push_back(signed_of(PyTuple_GET_ITEM(strides.ptr(), i)) *
-                                 item_bytes(view.dtype));
+    view.strides_bytes.push_back(signed_of(PyTuple_GET_ITEM(strides.ptr(), i)) * bytes_each);
   }
 }
 
@@ -144,15 +144,23 @@ void read_storage(PyObject* tensor, TensorView& view) {
 
 // What DLPack tells of a plain tensor in host memory. Nothing of any other one, which the
 // attributes then explain.
-std::optional<TensorView> view_by_dlpack(const Torch& torch, PyObject* tensor) {
+std::optional<DLTensor> host_dltensor(const Torch& torch, PyObject* tensor) {
   if (torch.dltensor == nullptr) return std::nullopt;
   DLTensor filled{};
   if (torch.dltensor(tensor, &filled) != 0) {
     PyErr_Clear();
     return std::nullopt;
   }
+  if (filled.device.type != kDLCpu) return std::nullopt;
+  return filled;
+}
+
+std::optional<TensorView> view_by_dlpack(const Torch& torch, PyObject* tensor) {
+  const std::optional<DLTensor> found = host_dltensor(torch, tensor);
+  if (!found) return std::nullopt;
+  const DLTensor& filled = *found;
   const std::optional<DType> dtype = dtype_of(filled.dtype);
-  if (!dtype || filled.device.type != kDLCpu) return std::nullopt;
+  if (!dtype) return std::nullopt;
   const auto dimensions = static_cast<std::size_t>(filled.dimensions);
   TensorView view;
   view.dtype = *dtype;
@@ -163,7 +171,7 @@ std::optional<TensorView> view_by_dlpack(const Torch& torch, PyObject* tensor) {
   return view;
 }
 
-Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
+Status check_is_plain_memory(const Torch& torch, PyObject* tensor) {
   const TorchNames& names = torch_names();
   const nb::object layout = attribute(tensor, names.layout);
   if (layout.ptr() != torch.strided) {
@@ -174,6 +182,14 @@ Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
   if (is_true(attribute(tensor, names.is_nested))) {
     return unsupported("is a nested tensor: save the list tensor.unbind()");
   }
+  return {};
+}
+
+Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
+  const TorchNames& names = torch_names();
+  if (Status plain = check_is_plain_memory(torch, tensor); !plain) {
+    return failure(std::move(plain.error()));
+  }
   TensorView view;
   const nb::object dtype = attribute(tensor, names.dtype);
   const std::optional<DType> known = torch.element_type(dtype.ptr());
@@ -182,7 +198,7 @@ Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
   Result<DeviceId> device = device_of(tensor);
   if (!device) return failure(std::move(device.error()));
   view.device = std::move(*device);
-  read_geometry(tensor, view);
+  read_geometry(tensor, item_bytes(view.dtype), view);
   view.data = address_of(call_method(tensor, names.data_ptr));
   return view;
 }
@@ -208,9 +224,41 @@ Result<TensorView> read_torch(const Torch& torch, PyObject* tensor) {
   return view;
 }
 
-Result<TensorView> view_of_torch(const Torch& torch, PyObject* tensor) {
+Result<TensorView> read_torch_bytes(const Torch& torch, PyObject* tensor) {
+  const TorchNames& names = torch_names();
+  TensorView view;
+  std::int64_t bytes_each = 0;
+  if (const auto plain = host_dltensor(torch, tensor)) {
+    const auto dimensions = static_cast<std::size_t>(plain->dimensions);
+    bytes_each = plain->dtype.bits * plain->dtype.lanes / 8;
+    view.data = static_cast<std::byte*>(plain->data) + plain->byte_offset;
+    view.shape.assign(plain->shape, plain->shape + dimensions);
+    view.strides_bytes.assign(plain->strides, plain->strides + dimensions);
+    for (std::int64_t& stride : view.strides_bytes) stride *= bytes_each;
+  } else {
+    if (Status memory = check_is_plain_memory(torch, tensor); !memory) {
+      return failure(std::move(memory.error()));
+    }
+    const std::string dtype = text_of(attribute(tensor, names.dtype).ptr());
+    if (dtype.starts_with("torch.q")) return unsupported_torch_type(dtype);
+    Result<DeviceId> device = device_of(tensor);
+    if (!device) return failure(std::move(device.error()));
+    view.device = std::move(*device);
+    bytes_each = signed_of(call_method(tensor, names.element_size).ptr());
+    read_geometry(tensor, bytes_each, view);
+    view.data = address_of(call_method(tensor, names.data_ptr));
+  }
+  view.shape.push_back(static_cast<std::uint64_t>(bytes_each));
+  view.strides_bytes.push_back(1);
+  read_storage(tensor, view);
+  view.framework = kTorchFramework;
+  return view;
+}
+
+Result<TensorView> explain_zeros(const Torch& torch, PyObject* tensor,
+                                 Result<TensorView> (*read)(const Torch&, PyObject*)) {
   try {
-    return read_torch(torch, tensor);
+    return read(torch, tensor);
   } catch (nb::python_error&) {
     // PyTorch's automatic differentiation makes zeros that have no storage.
     const nb::object is_zeros = nb::getattr(nb::handle(tensor), "_is_zerotensor", nb::none());
@@ -459,8 +507,14 @@ ArrayKind array_kind(PyObject* object) {
 }
 
 Result<TensorView> view_of(PyObject* object, ArrayKind kind) {
-  if (kind == ArrayKind::kTorch) return view_of_torch(*Torch::if_imported(), object);
+  if (kind == ArrayKind::kTorch) {
+    return explain_zeros(*Torch::if_imported(), object, &read_torch);
+  }
   return view_of_numpy(*Numpy::if_imported(), object);
+}
+
+Result<TensorView> bytes_view_of(PyObject* tensor) {
+  return explain_zeros(*Torch::if_imported(), tensor, &read_torch_bytes);
 }
 
 Result<NewArray> make_array(const std::string& framework, DType dtype,

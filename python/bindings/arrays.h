@@ -29,6 +29,12 @@ ArrayKind array_kind(PyObject* object);
 /// Fails with kUnsupported, without a key path; raises what reading the object's attributes raises.
 Result<TensorView> view_of(PyObject* object, ArrayKind kind);
 
+/// The bytes of a strided torch.Tensor or Parameter of any element type, as a view of kU8 whose
+/// innermost dimension is the bytes of one element; conjugate and negative bits are not looked at.
+/// It borrows: the caller keeps `tensor`. Fails with kUnsupported for tensors that are no plain
+/// memory, without a key path; raises what reading the object's attributes raises.
+Result<TensorView> bytes_view_of(PyObject* tensor);
+
 /// A new, uninitialised, row-major tensor or array.
 struct NewArray {
   nb::object object;

@@ -15,4 +15,7 @@ void bind_checkpointer(nanobind::module_& module);
 /// The functions save() and load().
 void bind_functions(nanobind::module_& module);
 
+/// The stagers, and the sharing of what they stage.
+void bind_stager(nanobind::module_& module);
+
 }  // namespace strandline::python

@@ -1,5 +1,9 @@
 #include "dlpack.h"
 
+#include <utility>
+
+#include "objects.h"
+
 namespace strandline::python {
 namespace {
 
@@ -33,7 +37,44 @@ constexpr KnownType kKnownTypes[] = {
     {14, 8, 1, DType::kF8E8M0},     {17, 4, 2, DType::kF4},
 };
 
+constexpr const char* kCapsuleName = "dltensor";
+
+struct OwnedMemory {
+  DLManagedTensor managed{};
+  std::int64_t extent = 0;
+  std::int64_t stride = 1;
+  std::shared_ptr<const void> keep_alive;
+};
+
+void drop(DLManagedTensor* managed) { delete static_cast<OwnedMemory*>(managed->owner); }
+
+// Whoever takes the memory renames the capsule; memory that nobody took is dropped with it.
+void drop_untaken(PyObject* capsule) {
+  if (PyCapsule_IsValid(capsule, kCapsuleName) == 0) return;
+  drop(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsuleName)));
+}
+
 }  // namespace
+
+nanobind::object dlpack_capsule(std::byte* data, std::uint64_t bytes,
+                                std::shared_ptr<const void> keep_alive) {
+  auto memory = std::make_unique<OwnedMemory>();
+  memory->extent = static_cast<std::int64_t>(bytes);
+  memory->keep_alive = std::move(keep_alive);
+  constexpr DLDataType kByte{.code = 1, .bits = 8, .lanes = 1};
+  memory->managed.tensor = {.data = data,
+                            .device = {.type = kDLCpu, .index = 0},
+                            .dimensions = 1,
+                            .dtype = kByte,
+                            .shape = &memory->extent,
+                            .strides = &memory->stride,
+                            .byte_offset = 0};
+  memory->managed.owner = memory.get();
+  memory->managed.deleter = &drop;
+  nanobind::object capsule = checked(PyCapsule_New(&memory->managed, kCapsuleName, &drop_untaken));
+  (void)memory.release();  // The capsule's now.
+  return capsule;
+}
 
 DLTensorFromObject dltensor_function(PyTypeObject* type) {
   PyObject* capsule =

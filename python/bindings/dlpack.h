@@ -5,7 +5,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "strandline/dtype.h"
@@ -34,12 +36,24 @@ struct DLTensor {
   std::uint64_t byte_offset;
 };
 
+/// A DLTensor with its owner; what a capsule named "dltensor" holds.
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* owner;
+  void (*deleter)(DLManagedTensor* self);  ///< Called once by whoever took the capsule.
+};
+
 /// Fills a DLTensor that borrows from the object; 0, or -1 with an exception set.
 using DLTensorFromObject = int (*)(void* object, DLTensor* out);
 
 /// The function of a tensor type, from its `__dlpack_c_exchange_api__`; null where it has none, or
 /// one of another major version.
 DLTensorFromObject dltensor_function(PyTypeObject* type);
+
+/// A capsule of one-dimensional uint8 host memory for `torch.from_dlpack`. Whoever takes it holds
+/// `keep_alive` and drops it on any thread, with or without the GIL. REQUIRES: the GIL.
+nanobind::object dlpack_capsule(std::byte* data, std::uint64_t bytes,
+                                std::shared_ptr<const void> keep_alive);
 
 /// The element type; nothing if it has no counterpart.
 std::optional<DType> dtype_of(DLDataType type);

@@ -21,4 +21,5 @@ NB_MODULE(_core, module) {
   strandline::python::bind_save(module);
   strandline::python::bind_checkpointer(module);
   strandline::python::bind_functions(module);
+  strandline::python::bind_stager(module);
 }
