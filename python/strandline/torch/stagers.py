@@ -287,7 +287,7 @@ def _finish(
 def _register() -> None:
     """Makes the stager one of torch_checkpointing's, where a program uses that."""
     module = sys.modules.get("torch_checkpointing.staging")
-    if module is not None:
+    if module is not None and not issubclass(DefaultStager, module.CheckpointStager):
         module.CheckpointStager.register(DefaultStager)
 
 

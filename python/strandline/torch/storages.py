@@ -35,7 +35,7 @@ class SharedStorage(torch.UntypedStorage):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         # An ordinary pickle is a copy; PyTorch's own way does not know this class.
-        return _storage_of, (torch.empty(0, dtype=torch.uint8).set_(self).numpy().tobytes(),)
+        return _storage_of, (_bytes_of(self).numpy().tobytes(),)
 
 
 def storage_over(capsule: object, shared: bool) -> Any:
@@ -48,16 +48,21 @@ def storage_over(capsule: object, shared: bool) -> Any:
 
 def empty_storage(shared: bool) -> Any:
     """A storage without bytes, for tensors that have none."""
-    storage = torch.UntypedStorage(0)
+    storage = torch.UntypedStorage(0, device="cpu")
     if shared:
         storage.__class__ = SharedStorage
     return storage
 
 
 def _storage_of(data: bytes) -> Any:
-    storage = torch.UntypedStorage(len(data))
-    torch.empty(0, dtype=torch.uint8).set_(storage).numpy()[:] = memoryview(data)
+    storage = torch.UntypedStorage(len(data), device="cpu")
+    _bytes_of(storage).numpy()[:] = memoryview(data)
     return storage
+
+
+def _bytes_of(storage: Any) -> Any:
+    # The device is named because torch.set_default_device() may have chosen another one.
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
 
 
 def attach_storage(
