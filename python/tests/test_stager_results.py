@@ -11,11 +11,13 @@ import gc
 import io
 import os
 import pickle
+import queue
 import sys
 import threading
 import types
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -365,6 +367,117 @@ def test_what_was_staged_last_frees_its_memory_for_the_next_staging():
         source.fill_(i)
         assert stager.stage({"w": source}).result(60)["w"][-1] == i
     stager.close()
+
+
+# ---- Stagings that go on when stage() has returned, as devices make them ----
+
+
+class LateQueue:
+    """Where the stagings below tell that they have ended."""
+
+    def __init__(self) -> None:
+        self._numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def push(self, number: int) -> None:
+        self._numbers.put(number)
+
+    def wait(self, deadline_s: float) -> list[int]:
+        try:
+            return [self._numbers.get(timeout=deadline_s)]
+        except queue.Empty:
+            return []
+
+
+class LateStaging:
+    """A staging that ends when the test says so."""
+
+    def __init__(self, staging: _core.Staging) -> None:
+        self._staging = staging
+        self._ended = threading.Event()
+        self._told: tuple[LateQueue, int] | None = None
+
+    def wait(self, deadline_s: float) -> bool:
+        return self._ended.wait(deadline_s)
+
+    def notify(self, told: LateQueue, number: int) -> None:
+        self._told = (told, number)
+
+    def result(self) -> _core.Staged:
+        return self._staging.result()
+
+    def end(self) -> None:
+        self._ended.set()
+        if self._told is not None:
+            self._told[0].push(self._told[1])
+
+
+class LateCore:
+    """The engine's stager, whose stagings are late."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self.stagings: list[LateStaging] = []
+
+    def stage(self, tensors: Any, paths: Any) -> LateStaging:
+        self.stagings.append(LateStaging(self._core.stage(tensors, paths)))
+        return self.stagings[-1]
+
+    def close(self) -> None:
+        self._core.close()
+
+
+@pytest.fixture
+def late(monkeypatch) -> Iterator[tuple[DefaultStager, LateCore]]:
+    waiter = futures._Waiter()
+    waiter._queue = LateQueue()
+    monkeypatch.setattr(futures, "_waiter", waiter)
+    stager = DefaultStager(plain_config())
+    stager._core = LateCore(stager._core)
+    yield stager, stager._core
+    stager.close()
+
+
+def test_a_future_ends_with_its_staging_and_shows_the_state_at_the_call(late):
+    stager, core = late
+    source = torch.arange(6.0).reshape(2, 3)
+    future = stager.stage({"w": source, "t": source.t()})
+    later = stager.stage({"w": torch.ones(2)})
+    callers = []
+    future.add_done_callback(lambda _: callers.append(threading.current_thread().name))
+    assert not future.done()
+    assert stager.get_staged_state_dict() is None
+    source.t_()
+    source.set_(torch.zeros(1))
+    core.stagings[1].end()
+    assert later.result(60)["w"].sum() == 2
+    assert not future.done()
+    core.stagings[0].end()
+    staged = future.result(60)
+    assert staged["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert staged["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert storage_of(staged["t"]) == storage_of(staged["w"])
+    assert callers == ["strandline-waiter"]
+
+
+def test_closing_waits_for_what_still_runs(late):
+    stager, core = late
+    future = stager.stage({"w": torch.ones(2)})
+    closer = threading.Thread(target=stager.close)
+    closer.start()
+    core.stagings[0].end()
+    closer.join(60)
+    assert not closer.is_alive()
+    assert future.done()
+    assert future.result()["w"].sum() == 2
+
+
+def test_a_future_that_nobody_holds_is_resolved_all_the_same(late):
+    stager, core = late
+    resolved = threading.Event()
+    stager.stage({"w": torch.ones(2)}).add_done_callback(lambda _: resolved.set())
+    gc.collect()
+    core.stagings[0].end()
+    assert resolved.wait(60)
 
 
 # ---- The waiter thread ----
