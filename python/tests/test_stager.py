@@ -593,6 +593,23 @@ class Draws:
         self.__init__(state["state"][0])
 
 
+class ReducesDraws(Draws):
+    def __reduce__(self):
+        return ReducesDraws, (self.generator.get_state(),)
+
+
+class DrawingList(list):
+    def append(self, state):
+        super().append(state)
+        self.generator = torch.Generator().set_state(state)
+
+
+class DrawingDict(dict):
+    def __setitem__(self, key, state):
+        super().__setitem__(key, state)
+        self.generator = torch.Generator().set_state(state)
+
+
 class CopiesDraws:
     def __init__(self, state):
         self.state = state
@@ -612,12 +629,17 @@ def test_tensors_are_right_where_no_mode_sees_their_use():
         {
             "first": state,  # Its copy is there before anyone asks for its bytes.
             "own": CopiesDraws(state),
+            "alone": CopiesDraws(state.clone()),
             "draws": Draws(state),
+            "reduces": ReducesDraws(state),
+            "list": DrawingList([state.clone()]),
+            "dict": DrawingDict(state=state.clone()),
             "generator": torch.Generator().set_state(state),
         }
     )
     assert staged["own"].state is staged["first"]
-    for found in (staged["own"].generator, staged["draws"].generator, staged["generator"]):
+    drawing = ("own", "alone", "draws", "reduces", "list", "dict")
+    for found in [*(staged[name].generator for name in drawing), staged["generator"]]:
         assert torch.rand(3, generator=found).tolist() == expected
     assert_staged(staged["first"], state)
 
