@@ -88,7 +88,8 @@ class STRANDLINE_EXPORT StateDictStager {
   /// kUnavailable after close() or in a forked child.
   [[nodiscard]] Result<StateDict> stage(const StateDict& state);
 
-  /// Ends the stager, after waiting for calls of other threads. Results stay valid. Idempotent.
+  /// Ends the stager, after waiting for calls of other threads. Results stay valid; memory that
+  /// no result holds goes back to the system. Idempotent.
   void close();
 
   /// Host memory that results hold, and that is kept for the next ones; in bytes. Memory that a

@@ -225,7 +225,7 @@ Status Checkpointer::Impl::close() {
                                std::chrono::duration<double>(options.finish_wait).count()));
   }
   committer.unlock();
-  snapshotter.release_free_memory();
+  snapshotter.retire();
   const std::vector<Error> errors = pipeline.failures(true);
   if (errors.empty()) return {};
   Error error = errors.back();

@@ -307,6 +307,12 @@ void Arena::undo(const std::vector<std::uint64_t>& sizes, Taken& taken) {
   returned_.notify_all();
 }
 
+void Arena::retire() {
+  base::MutexLock lock(mutex_);
+  retired_ = true;
+  unmap_free(free_.bytes());
+}
+
 void Arena::give_back(std::byte* data) {
   if (base::fork_generation() != fork_generation_) return;  // The lock may be held for ever there.
   {
@@ -315,6 +321,7 @@ void Arena::give_back(std::byte* data) {
     if (--leased->second.holders > 0) return;
     ++lent_;
     if (close(data, leased->second.bytes)) leased_.erase(leased);
+    if (retired_) unmap_free(free_.bytes());
   }
   returned_.notify_all();
 }

@@ -40,11 +40,8 @@ class Arena final : public SharedSource, public std::enable_shared_from_this<Are
   // A holder of what take() gave has gone.
   void give_back(std::byte* data) STRANDLINE_EXCLUDES(mutex_);
 
-  // See Slab::unmap_free().
-  void unmap_all_free() STRANDLINE_EXCLUDES(mutex_) {
-    base::MutexLock lock(mutex_);
-    unmap_free(free_.bytes());
-  }
+  // See Slab::retire().
+  void retire() STRANDLINE_EXCLUDES(mutex_);
 
   std::optional<Result<Shared>> share(const std::byte* data, std::uint64_t bytes) override
       STRANDLINE_EXCLUDES(mutex_);
@@ -110,6 +107,7 @@ class Arena final : public SharedSource, public std::enable_shared_from_this<Are
   std::uint64_t bytes_mapped_ STRANDLINE_GUARDED_BY(mutex_) = 0;
   std::uint64_t bytes_in_use_ STRANDLINE_GUARDED_BY(mutex_) = 0;
   FreeRanges free_ STRANDLINE_GUARDED_BY(mutex_);
+  bool retired_ STRANDLINE_GUARDED_BY(mutex_) = false;
   std::map<std::byte*, Leased> leased_ STRANDLINE_GUARDED_BY(mutex_);
   std::size_t lent_ STRANDLINE_GUARDED_BY(mutex_) = 0;  // Of leased_, those without holders.
 };

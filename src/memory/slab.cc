@@ -49,7 +49,7 @@ Result<std::vector<Lease>> Slab::lease(std::span<const std::uint64_t> sizes, bas
   return leases;
 }
 
-void Slab::unmap_free() { arena_->unmap_all_free(); }
+void Slab::retire() { arena_->retire(); }
 std::uint64_t Slab::host_bytes_max() const { return arena_->bytes_max(); }
 std::uint64_t Slab::bytes_mapped() const { return arena_->bytes_mapped(); }
 std::uint64_t Slab::bytes_in_use() const { return arena_->bytes_in_use(); }

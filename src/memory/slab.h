@@ -74,8 +74,9 @@ class Slab {
   [[nodiscard]] Result<std::vector<Lease>> lease(std::span<const std::uint64_t> sizes,
                                                  base::Wait& wait);
 
-  // Gives memory that is not leased back to the system.
-  void unmap_free();
+  // No more leases will be asked for: memory that is not leased goes back to the system, and what
+  // is leased when it comes back. Asking all the same works.
+  void retire();
 
   [[nodiscard]] std::uint64_t host_bytes_max() const;
   [[nodiscard]] std::uint64_t bytes_mapped() const;

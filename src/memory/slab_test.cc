@@ -340,6 +340,20 @@ TEST(Slab, AFixedCeilingIsNotAdapted) {
   EXPECT_EQ(slab.host_bytes_max(), kMiB);
 }
 
+TEST_P(EverySlab, ARetiredSlabKeepsNothingThatNobodyHolds) {
+  Slab slab(ceiling(kMiB, GetParam()));
+  std::vector<Lease> held = lease(slab, {4096, 8192, 4096}).value();
+  held.pop_back();
+  EXPECT_EQ(slab.bytes_mapped(), 16384u);
+  slab.retire();
+  EXPECT_EQ(slab.bytes_mapped(), 12288u);
+  held.erase(held.begin());
+  EXPECT_EQ(slab.bytes_mapped(), 8192u);
+  EXPECT_TRUE(lease(slab, {4096}));
+  held.clear();
+  EXPECT_EQ(slab.bytes_mapped(), 0u);
+}
+
 TEST_P(EverySlab, GrowthBeyondFreeMemoryIsRefusedWithBothFigures) {
   Slab slab(with_free_memory([] { return 3 * kMiB; }, 100 * kMiB, GetParam()));
   const auto refused = lease(slab, {4 * kMiB}, soon());

@@ -91,8 +91,8 @@ class Snapshotter {
 
   [[nodiscard]] const memory::Slab& slab() const { return slab_; }
 
-  // Gives memory that no snapshot holds back to the system.
-  void release_free_memory() { slab_.unmap_free(); }
+  // The last snapshot was taken: memory goes back to the system as soon as nobody holds it.
+  void retire() { slab_.retire(); }
 
  private:
   [[nodiscard]] Result<StoragePlan> make_plan(const StateDict& state, Layout layout) const;

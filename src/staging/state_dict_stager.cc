@@ -177,6 +177,7 @@ Result<Future<StateDict>> StateDictStager::Impl::stage_async(const StateDict& st
 Status StateDictStager::Impl::close() {
   if (forked()) return {};  // Nothing of it runs here.
   activity->close();
+  snapshotter.retire();
   const auto deadline = base::deadline_after(
       std::chrono::steady_clock::now(),
       base::at_most_a_year(options.device_wait) + staging::kTurnWait + staging::kCopyWait);

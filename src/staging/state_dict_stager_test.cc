@@ -255,8 +255,11 @@ TEST(StateDictStager, AfterCloseItSaysSo) {
   std::vector<std::uint8_t> bytes(10, 3);
   StateDictStager stager = stager_of(kMiB);
   const StateDict staged = must(stager.stage(one_tensor(bytes)));
+  static_cast<void>(must(stager.stage(one_tensor(bytes))));  // Kept for the next.
+  EXPECT_EQ(stager.host_bytes_mapped(), 2 * 4096u);
   stager.close();
   stager.close();
+  EXPECT_EQ(stager.host_bytes_mapped(), 4096u) << "what is held";
   const Error error = must_fail(stager.stage(one_tensor(bytes)));
   EXPECT_EQ(error.code, ErrorCode::kUnavailable);
   EXPECT_THAT(error.message, HasSubstr("closed"));
