@@ -293,19 +293,30 @@ def test_a_process_sees_the_memory_that_was_staged_and_writes_to_it(process, tmp
     assert_same(state, written(tmp_path))
 
 
+# 80 MiB through a process that may open 64 files, with a /dev/shm of 64 MiB where one can be had.
+LIMITED = """
+if unshare --mount true 2>/dev/null; then
+  exec unshare --mount bash -c 'mount -t tmpfs -o size=64m tmpfs /dev/shm && ulimit -n 64 &&
+    exec "$@"' limited "$@"
+fi
+ulimit -n 64 && exec "$@"
+"""
+
+
 def test_ten_thousand_tensors_reach_a_process_that_may_open_64_files(tmp_path):
     code = """
 import sys, torch
 from test_pytorch_callers import DEADLINE_S, DefaultStager, config, finish, start_process
 if __name__ == "__main__":
     with DefaultStager(config()) as stager:
-        state = finish(stager.stage({f"t{i}": torch.full((8,), float(i)) for i in range(10_000)}))
+        state = {f"t{i}": torch.full((2048,), float(i)) for i in range(10_000)}
         process = start_process()
-        process.write(state, sys.argv[1], count_descriptors=True).result(DEADLINE_S)
+        staged = finish(stager.stage(state))
+        process.write(staged, sys.argv[1], count_descriptors=True).result(DEADLINE_S)
         process.close()
 """
-    limit = ("bash", "-c", 'ulimit -n 64; exec "$@"', "limited")
-    done = run_python(code, tmp_path, prefix=limit, cwd=Path(__file__).parent)
+    prefix = ("bash", "-c", LIMITED, "limited")
+    done = run_python(code, tmp_path, prefix=prefix, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     seen = written(tmp_path)
     assert seen["n"] == 10_000
