@@ -108,6 +108,21 @@ def test_every_combination_of_options_stages(
     stager.close()
 
 
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+def test_tensors_of_an_accelerator_are_staged_into_host_memory(stage):
+    device = torch.accelerator.current_accelerator()
+    whole = torch.randn(5, 5, device=device)
+    state = {"device": whole, "host": torch.randn(2, 3), "mixed": [whole[1:3], torch.ones(2)]}
+    expected = {"device": whole.cpu(), "host": state["host"].clone(), "mixed": whole[1:3].cpu()}
+    staged = stage(state)
+    whole.zero_()
+    assert all(tensor.is_cpu for _, tensor in tensors_in(staged))
+    assert torch.equal(staged["device"], expected["device"])
+    assert torch.equal(staged["host"], expected["host"])
+    assert torch.equal(staged["mixed"][0], expected["mixed"])
+    assert storage_of(staged["mixed"][0]) == storage_of(staged["device"])
+
+
 def test_closing_twice_does_nothing_more_and_staging_afterwards_is_an_error():
     for make in STAGERS.values():
         stager = make()
