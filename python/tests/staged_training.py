@@ -262,9 +262,7 @@ class TorchCheckpointing(Caller):
         from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
         self.package = package
-        rank = package.RankInfo(
-            global_rank=0, global_world_size=1, role_rank=0, role_world_size=1
-        )
+        rank = package.RankInfo(global_rank=0, global_world_size=1, role_rank=0, role_world_size=1)
         writer = CheckpointWriterArgs(
             config=package.CheckpointWriterConfig(barrier_config=None, write_to_temp_dir=False),
             rank_info=rank,

@@ -31,8 +31,7 @@ from torch.distributed.checkpoint._experimental.checkpoint_process import (
     WorkerResponse,
 )
 
-
-from strandline.torch import CheckpointStager, CheckpointStagerConfig, DefaultStager
+from strandline.torch import CheckpointStager, DefaultStager
 
 RANK = RankInfo(global_world_size=1, global_rank=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -215,7 +216,7 @@ def test_results_held_at_once_lie_apart_and_outlive_the_stager(name):
         for _, result in held
         for _, t in tensors_in(result)
     )
-    for (_, end), (begin, _) in zip(reached, reached[1:], strict=False):
+    for (_, end), (begin, _) in itertools.pairwise(reached):
         assert end <= begin
     stager.close()
     del stager

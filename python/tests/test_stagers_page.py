@@ -1,4 +1,4 @@
-"""docs/stagers.md and tests/conformance/pytorch.md: what they show is run, what they name exists."""
+"""docs/stagers.md and tests/conformance/pytorch.md: what they show runs, what they name exists."""
 
 from __future__ import annotations
 
