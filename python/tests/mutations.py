@@ -187,8 +187,7 @@ def set_to_another_storage(training: Training) -> None:
 def resize(training: Training) -> None:
     for tensor in training.tensors:
         tensor.resize_(training.rng.choice(((0,), (2, 3), (5000,))))
-        if tensor.numel():
-            tensor.zero_()
+        tensor.untyped_storage().fill_(0)
 
 
 def storage_resize(training: Training) -> None:

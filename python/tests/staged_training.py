@@ -266,7 +266,7 @@ class TorchCheckpointing(Caller):
         writer = CheckpointWriterArgs(
             config=package.CheckpointWriterConfig(barrier_config=None, write_to_temp_dir=False),
             rank_info=rank,
-            storage_config=LocalFileSystemStorageConfig(),
+            storage_config=LocalFileSystemStorageConfig(use_direct_io=False),
             pre_finalize_callback=functools.partial(stop_torn, fifo) if fifo else None,
             finalize_callback=mark_whole,
         )

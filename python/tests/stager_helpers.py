@@ -17,7 +17,8 @@ DEADLINE_S = 60
 
 def config(**options: Any) -> CheckpointStagerConfig:
     """A configuration that also works where there is no accelerator."""
-    return CheckpointStagerConfig(**{"use_non_blocking_copy": False, **options})
+    without = {"use_non_blocking_copy": False, "use_pinned_memory": False}
+    return CheckpointStagerConfig(**{**without, **options})
 
 
 def finish(staged: Any) -> Any:
@@ -30,7 +31,7 @@ STAGERS = {
     "StateDictStager": StateDictStager,
     "StateDictStager-shared": lambda: StateDictStager(share_memory=True),
     "DefaultStager": lambda: DefaultStager(
-        config(use_async_staging=False, use_shared_memory=False, use_pinned_memory=False)
+        config(use_async_staging=False, use_shared_memory=False)
     ),
     "DefaultStager-shared": lambda: DefaultStager(config(use_async_staging=False)),
     "DefaultStager-async": lambda: DefaultStager(config(use_shared_memory=False)),

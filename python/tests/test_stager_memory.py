@@ -34,42 +34,46 @@ GROWTH_MAX_BYTES = 64 << 10
 # ---- What stays the same over many stages ----
 
 _MEASURE = """
-import gc, json, os, sys, torch
+import json, os, sys, torch
 from stager_helpers import STAGERS, finish
+
+EVERY = 20  # Reading the list of mappings takes longer than a stage.
 
 def now():
     with open("/proc/self/statm") as statm, open("/proc/self/maps") as maps:
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return resident, len(os.listdir("/proc/self/fd")), sum(1 for _ in maps)
 
-def growth(samples):
-    # The slope of a line through the samples.
-    n = len(samples)
-    middle = (n - 1) / 2, sum(samples) / n
-    rise = sum((i - middle[0]) * (y - middle[1]) for i, y in enumerate(samples))
-    return rise / sum((i - middle[0]) ** 2 for i in range(n))
+def report_of(samples):
+    # What the first hundred stages set up is no growth. The growth of a stage is the slope of a
+    # line through the samples.
+    resident, descriptors, mappings = zip(*samples[100 // EVERY :])
+    n = len(resident)
+    middle = (n - 1) / 2, sum(resident) / n
+    rise = sum((i - middle[0]) * (y - middle[1]) for i, y in enumerate(resident))
+    slope = rise / sum((i - middle[0]) ** 2 for i in range(n))
+    return [slope / EVERY, sorted(set(descriptors)), sorted(set(mappings))]
 """
 
 _STAGE_OFTEN = (
     _MEASURE
     + """
-stages, warm = int(sys.argv[1]), 100
 base = torch.randn(1 << 17)
-state = {f"w{i}": torch.randn(1 + 37 * i) for i in range(100)}
-state |= {"base": base, "views": [base[i : i + 50] for i in range(50)]}
+state = {f"w{i}": torch.randn(1 + 370 * i) for i in range(30)}
+state |= {"base": base, "views": [base[i : i + 50] for i in range(10)]}
 report = {}
 for name, make in STAGERS.items():
     stager = make()
     samples = []
-    for i in range(stages):
+    for i in range(int(sys.argv[1])):
         base.add_(1)
         result = finish(stager.stage(state))
         assert torch.equal(result["views"][7], base[7:57])
         if i % 3 == 0:
             del result  # Otherwise two generations are there at the next stage.
-        samples.append(now())
-    resident, descriptors, mappings = zip(*samples[warm:])
-    report[name] = [growth(resident), sorted(set(descriptors)), sorted(set(mappings))]
+        if i % EVERY == 0:
+            samples.append(now())
+    report[name] = report_of(samples)
     stager.close()
 print(json.dumps(report))
 """
@@ -93,13 +97,14 @@ _SEND_OFTEN = (
 import torch.multiprocessing as mp
 
 def receive(requests, answers):
+    i = 0
     while (state := requests.get()) is not None:
         total = float(state["w"].sum())
         del state
-        answers.put((total, *now()))
+        answers.put((total, now() if i % EVERY == 0 else None))
+        i += 1
 
 if __name__ == "__main__":
-    stages, warm = int(sys.argv[1]), 100
     spawn = mp.get_context("spawn")
     requests, answers = spawn.SimpleQueue(), spawn.SimpleQueue()
     child = spawn.Process(target=receive, args=(requests, answers))
@@ -107,22 +112,19 @@ if __name__ == "__main__":
     stager = STAGERS["DefaultStager-shared"]()
     source = {"w": torch.zeros(1 << 14), "others": [torch.ones(5) for _ in range(20)]}
     here, there = [], []
-    for i in range(stages):
+    for i in range(int(sys.argv[1])):
         source["w"].fill_(i)
         result = stager.stage(source)
         requests.put(result)
         del result
-        total, *sample = answers.get()
+        total, sample = answers.get()
         assert total == i * (1 << 14), (total, i)
-        here.append(now())
-        there.append(sample)
+        if sample is not None:
+            here.append(now())
+            there.append(sample)
     requests.put(None)
     child.join()
-    report = {}
-    for name, samples in (("here", here), ("there", there)):
-        resident, descriptors, mappings = zip(*samples[warm:])
-        report[name] = [growth(resident), sorted(set(descriptors)), sorted(set(mappings))]
-    print(json.dumps(report))
+    print(json.dumps({"here": report_of(here), "there": report_of(there)}))
 """
 )
 

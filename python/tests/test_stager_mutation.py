@@ -11,7 +11,7 @@ from mutations import KINDS, POOL, description
 from stager_helpers import STAGERS, finish
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager as OriginalStager
 
-SEEDS = 300  # For each of the kinds.
+SEEDS = 400  # For each of the kinds.
 HELD = 4  # Results that are held while others are staged.
 
 
