@@ -322,5 +322,6 @@ CALLERS = {
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     name, directory, *fifo = sys.argv[1:]
     run(Job(), CALLERS[name](directory, fifo[0] if fifo else None))

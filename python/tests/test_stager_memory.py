@@ -37,6 +37,7 @@ _MEASURE = """
 import json, os, sys, torch
 from stager_helpers import STAGERS, finish
 
+torch.set_num_threads(1)  # More would wait for each other where cores are few.
 EVERY = 20  # Reading the list of mappings takes longer than a stage.
 
 def now():
