@@ -556,6 +556,47 @@ def test_subclasses_keep_class_and_attributes(stage):
     assert_same(state, staged)
 
 
+class Pair(torch.Tensor):
+    """A tensor that consists of others, and does not tell them whether it needs a gradient."""
+
+    @staticmethod
+    def __new__(cls, a, b):
+        return torch.Tensor._make_wrapper_subclass(cls, a.shape, dtype=a.dtype)
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def __tensor_flatten__(self):
+        return ["a", "b"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts, context, size, stride):
+        return Pair(parts["a"], parts["b"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.ops.aten.detach.default, function
+        return Pair(args[0].a, args[0].b)
+
+
+def test_parameters_that_consist_of_other_tensors_stay_parameters(stage):
+    a, b = torch.randn(3), torch.randn(3)
+    state = {
+        "trained": torch.nn.Parameter(Pair(a, b)),
+        "frozen": torch.nn.Parameter(Pair(a, b), requires_grad=False),
+        "a": a,
+    }
+    staged = stage(state)
+    for name in ("trained", "frozen"):
+        assert type(staged[name]) is Pair
+        assert isinstance(staged[name], torch.nn.Parameter)
+        assert staged[name].requires_grad == (name == "trained")
+        assert torch.equal(staged[name].b, b)
+        assert storage_of(staged[name].a) == storage_of(staged["a"])
+    b.zero_()
+    assert torch.any(staged["trained"].b != 0)
+
+
 # ---- Distributed tensors ----
 
 

@@ -292,8 +292,8 @@ class Walk:
         with UserCode(self, path):
             y = type(x).__tensor_unflatten__(parts, context, x.size(), x.stride())
         self.memo[id(x)] = y
-        if y.requires_grad and not isinstance(x, Parameter):
-            y.requires_grad_(False)
+        # What the class makes of its parts need not say it.
+        y.requires_grad_(isinstance(x, Parameter) and x.requires_grad)
         self._attributes(x, y, path, but=names)
         return y
 
