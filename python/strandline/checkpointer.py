@@ -269,7 +269,7 @@ class Checkpointer:
         Args:
             state: The job, as it is given to ``save()``.
             step: The step to restore; by default the newest that verifies.
-            default: What to return if there is no checkpoint at all.
+            default: What to return if there is no checkpoint at all, whatever ``step`` is.
             strict: Whether a name on one side only is an error. If not, such names are left alone,
                 and one warning lists them.
             verify_first: Change nothing until every byte has been read and verified.

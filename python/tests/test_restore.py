@@ -28,9 +28,11 @@ def test_without_a_checkpoint_the_default_is_returned(tmp_path):
         assert checkpointer.restore({"a": 1}, default=0) == 0
         assert checkpointer.latest_step() is None
         assert checkpointer.steps() == []
-        with pytest.raises(strandline.NotFoundError):
-            checkpointer.restore({"a": 1}, step=3)
-    assert not (tmp_path / "none").exists()
+        assert checkpointer.restore({"a": 1}, step=3, default=0) == 0
+        assert not (tmp_path / "none").exists()
+        checkpointer.save(1, {"a": 1}).wait_durable(60)
+        with pytest.raises(strandline.NotFoundError, match="it has, newest first: 1"):
+            checkpointer.restore({"a": 1}, step=3, default=0)
 
 
 def test_tensors_and_arrays_are_filled_in_place(tmp_path):
