@@ -8,7 +8,7 @@ from typing import Any
 
 from strandline import _core
 from strandline.callers import warn
-from strandline.checkpointer import _mapping, _step, extra_files
+from strandline.checkpointer import _flag, _mapping, _step, extra_files
 from strandline.errors import InvalidArgumentError
 from strandline.progress import Display, ProgressOption
 
@@ -37,7 +37,7 @@ def save(
         metrics=_mapping("metrics", metrics),
         metadata=_mapping("metadata", metadata),
         extra_files=extra_files(state),
-        allow_pickle=allow_pickle,
+        allow_pickle=_flag("allow_pickle", allow_pickle),
     )
 
 
@@ -71,7 +71,7 @@ def load(
             path,
             keys=wanted,
             step=None if step is None else _step(step),
-            allow_pickle=allow_pickle,
+            allow_pickle=_flag("allow_pickle", allow_pickle),
             progress=display.function,
         )
     warn(warnings)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import math
+import numbers
 import operator
 import os
 import time
@@ -184,10 +187,12 @@ class Checkpointer:
             )
             == "skip",
         )
-        options.set_waits(memory_s=memory_wait_s, finish_s=finish_wait_s)
+        self._finish_wait_s = _seconds("finish_wait_s", finish_wait_s)
+        options.set_waits(
+            memory_s=_seconds("memory_wait_s", memory_wait_s), finish_s=self._finish_wait_s
+        )
         options.opened_at = caller()
-        self._finish_wait_s = finish_wait_s
-        self._allow_pickle = allow_pickle
+        self._allow_pickle = _flag("allow_pickle", allow_pickle)
         self._progress = progress
         self._saves: list[Save] = []  # Those that may still run or have warnings to issue.
         self._process = os.getpid()
@@ -220,7 +225,7 @@ class Checkpointer:
             state,
             metrics=_mapping("metrics", metrics),
             metadata=_mapping("metadata", metadata),
-            overwrite=overwrite,
+            overwrite=_flag("overwrite", overwrite),
             extra_files=extra_files(state),
             allow_pickle=self._allow_pickle,
         )
@@ -274,11 +279,14 @@ class Checkpointer:
                 and one warning lists them.
             verify_first: Change nothing until every byte has been read and verified.
         """
+        step = None if step is None else _step(step)
+        _flag("strict", strict)
+        _flag("verify_first", verify_first)
         self.wait_until_finished()  # The engine waits too, but would not notice Ctrl-C.
         with Display(self._progress, "restoring") as display:
             restored = self._core.restore(
                 state,
-                step=None if step is None else _step(step),
+                step=step,
                 strict=strict,
                 verify_first=verify_first,
                 allow_pickle=self._allow_pickle,
@@ -462,18 +470,11 @@ def extra_files(state: Any) -> dict[str, str]:
 
 
 def _deadline(seconds: float | None, default: float) -> float:
-    if seconds is None:
-        return default
-    if not seconds >= 0:
-        raise InvalidArgumentError(f"a deadline must be 0 seconds or more, not {seconds!r}")
-    return seconds
+    return default if seconds is None else _seconds("deadline_s", seconds)
 
 
 def _step(step: Any) -> int:
-    try:
-        number = operator.index(step)
-    except TypeError:
-        number = -1
+    number = _whole(step)
     if not 0 <= number < 2**63:
         raise InvalidArgumentError(f"step must be a whole number of at least 0, not {step!r}")
     return number
@@ -482,17 +483,41 @@ def _step(step: Any) -> int:
 def _count(name: str, value: Any, bits: int) -> int | None:
     if value is None:
         return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = -1
+    number = _whole(value)
     if not 1 <= number < 2**bits:
         raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {value!r}")
     return number
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
+def _whole(value: Any) -> int:
+    """The whole number that a value is; -1 if it is none."""
+    if isinstance(value, bool):  # Python takes True for 1, the caller hardly meant that.
+        return -1
+    try:
+        return operator.index(value)
+    except TypeError:
+        return -1
+
+
+def _seconds(name: str, value: Any) -> float:
+    seconds = math.nan
+    # Python's numbers and NumPy's; not text, of which float() would read some.
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):
+            seconds = float(value)
+    if not seconds >= 0:
+        raise InvalidArgumentError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+    return seconds
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):  # Any text is true in Python, "no" too.
+        raise InvalidArgumentError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
     return value
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from strandline.errors import UnsupportedError
+from strandline.errors import InvalidArgumentError, UnsupportedError
 
 __all__: list[str] = []
 
@@ -76,6 +76,11 @@ class Display:
     """Shows how far one piece of work is, from the first update on; a context manager."""
 
     def __init__(self, option: ProgressOption, title: str) -> None:
+        if not isinstance(option, bool) and not callable(option):
+            raise InvalidArgumentError(
+                "progress must be True, False, or a function of bytes done and bytes total, "
+                f"not {option!r}"
+            )
         self._option = option
         self._title = title
         self._shown: _TqdmBar | _RichBar | _FunctionBar | None = None

@@ -12,6 +12,7 @@ import textwrap
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -109,8 +110,6 @@ def test_a_wait_that_reaches_its_deadline_raises_and_the_save_goes_on(tmp_path):
         with pytest.raises(strandline.TimeoutError, match="wait again"):
             checkpointer.wait_until_finished(0)
         assert save.wait_durable(60) == "committed"
-        with pytest.raises(strandline.InvalidArgumentError, match="0 seconds or more"):
-            save.wait_durable(-1)
 
 
 def test_a_save_that_ends_just_after_a_slice_of_a_wait_is_no_timeout(tmp_path):
@@ -402,28 +401,81 @@ def test_progress_falls_back_to_rich(tmp_path, monkeypatch, capfd):
     assert "loading" in captured.out + captured.err
 
 
+SECONDS = "a number of seconds, 0 or more"
+FLAG = "True or False"
+COUNT = "a whole number of at least 1"
+
+
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("option", "value", "expected"),
     [
-        ({"keep": 0}, "keep"),
-        ({"keep": 1.5}, "keep"),
-        ({"keep": -1}, "keep"),
-        ({"keep": 2**40}, "keep"),
-        ({"on_error": "ignore"}, "on_error"),
-        ({"when_memory_is_full": "panic"}, "when_memory_is_full"),
-        ({"verify": "no"}, "verify"),
-        ({"host_bytes_max": 0}, "host_bytes_max"),
-        ({"copy_threads": -2}, "copy_threads"),
-        ({"memory_wait_s": -1}, "0 seconds"),
-        ({"finish_wait_s": float("nan")}, "0 seconds"),
+        *(("keep", value, COUNT) for value in (0, 1.5, -1, 2**40, True, "3")),
+        ("host_bytes_max", 0, COUNT),
+        ("copy_threads", -2, COUNT),
+        ("on_error", "ignore", "one of warn, raise"),
+        ("when_memory_is_full", "panic", "one of wait, skip"),
+        ("verify", "no", "one of headers, read_back"),
+        ("verify", ["headers"], "one of headers, read_back"),
+        ("finish_wait_s", float("nan"), SECONDS),
+        ("finish_wait_s", 10**400, SECONDS),
+        *(("memory_wait_s", value, SECONDS) for value in (-1, "x", "60", None, True)),
+        *(("allow_pickle", value, FLAG) for value in ("no", 1, None)),
+        *(("progress", value, "True, False, or a function") for value in ("yes", 3, 0, None)),
     ],
 )
-def test_a_wrong_option_is_named(tmp_path, options, named):
-    with pytest.raises(strandline.InvalidArgumentError, match=named):
-        strandline.Checkpointer(tmp_path, **options)
+def test_a_wrong_option_is_named_with_what_is_expected(tmp_path, option, value, expected):
+    with pytest.raises(strandline.InvalidArgumentError) as caught:
+        strandline.Checkpointer(tmp_path, **{option: value})
+    message = str(caught.value)
+    assert message.startswith(f"{option} must be {expected}")
+    assert message.endswith(f"not {value!r}")
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, _: c.save(2, {"n": 2}, overwrite="no"), f"overwrite must be {FLAG}, not 'no'"),
+        (lambda c, _: c.restore({"n": 0}, strict="no"), f"strict must be {FLAG}, not 'no'"),
+        (lambda c, _: c.restore({"n": 0}, verify_first=1), f"verify_first must be {FLAG}, not 1"),
+        (lambda c, _: c.wait_until_finished("x"), f"deadline_s must be {SECONDS}, not 'x'"),
+        (lambda _, save: save.wait_staged(-1), f"deadline_s must be {SECONDS}, not -1"),
+        (lambda _, save: save.wait_durable("x"), f"deadline_s must be {SECONDS}, not 'x'"),
+        (lambda _, save: save.wait_durable(float("nan")), f"deadline_s must be {SECONDS}, not nan"),
+        (
+            lambda c, _: strandline.save(c.path + "/one", {"n": 1}, allow_pickle="no"),
+            f"allow_pickle must be {FLAG}, not 'no'",
+        ),
+        (
+            lambda c, _: strandline.load(c.path, allow_pickle="no"),
+            f"allow_pickle must be {FLAG}, not 'no'",
+        ),
+        (
+            lambda c, _: strandline.load(c.path, progress="yes"),
+            "progress must be True, False, or a function of bytes done and bytes total, not 'yes'",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_is_expected(tmp_path, call, message):
+    with strandline.Checkpointer(tmp_path) as checkpointer:
+        save = checkpointer.save(1, {"n": 1})
+        save.wait_durable(60)
+        with pytest.raises(strandline.InvalidArgumentError) as caught:
+            call(checkpointer, save)
+        assert str(caught.value) == message
+        assert checkpointer.steps() == [1]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step-00000001"]
+
+
+def test_seconds_may_be_any_number(tmp_path):
+    with strandline.Checkpointer(
+        tmp_path, memory_wait_s=float("inf"), finish_wait_s=numpy.float32(60)
+    ) as checkpointer:
+        save = checkpointer.save(1, {"n": 1})
+        for deadline_s in (numpy.int64(60), Fraction(60), float("inf")):
+            assert save.wait_durable(deadline_s) == "committed"
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "3", None, True, 2**63])
 def test_a_wrong_step_is_refused(tmp_path, step):
     with strandline.Checkpointer(tmp_path) as checkpointer:
         with pytest.raises(strandline.InvalidArgumentError, match="step"):
