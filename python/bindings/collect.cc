@@ -131,11 +131,11 @@ std::string remedy_for(PyObject* object, ArrayKind kind) {
 
 // The error of code that is not ours, with it as the cause. Signals pass as they are.
 [[noreturn]] void rethrow(nb::python_error& error, const std::string& key_path,
-                          const std::string& what) {
+                          const std::string& what, const char* remedy) {
   if (!error.matches(PyExc_Exception)) throw;
   raise_from(Error{.code = ErrorCode::kUnsupported,
                    .message = "cannot save '" + key_path + "': " + what +
-                              " failed; its own error is the cause of this one",
+                              " failed; its own error is the cause of this one: " + remedy,
                    .key_path = key_path},
              error);
 }
@@ -144,7 +144,7 @@ nb::object call_state_dict(const nb::object& method, const std::string& key_path
   try {
     return method();
   } catch (nb::python_error& error) {
-    rethrow(error, key_path, "its state_dict()");
+    rethrow(error, key_path, "its state_dict()", "correct it, or take the object out of the state");
   }
 }
 
@@ -212,7 +212,8 @@ class Collector {
     try {
       value = value_of(object);
     } catch (nb::python_error& error) {
-      rethrow(error, path_text(key), "reading a " + type_name(Py_TYPE(object)));
+      rethrow(error, path_text(key), "reading a " + type_name(Py_TYPE(object)),
+              "save what it holds while it can be read, or take it out of the state");
     }
     if (!value) return false;
     unwrap(builder_.value(key, std::move(*value)));
@@ -290,7 +291,9 @@ class Collector {
     try {
       view = view_of(object, kind);
     } catch (nb::python_error& error) {
-      rethrow(error, path_text(key), "reading a tensor's attributes");
+      rethrow(error, path_text(key), "reading a tensor's attributes",
+              "save it outside of functions that torch.func transforms or torch.compile traces, "
+              "or take it out of the state");
     }
     if (metadata_depth_ > 0) view = failure(ErrorCode::kUnsupported, "is a tensor in _metadata");
     if (!*view) {
@@ -308,7 +311,8 @@ class Collector {
     try {
       return state_dict_method(object);
     } catch (nb::python_error& error) {
-      rethrow(error, path_text(key), "looking for state_dict");
+      rethrow(error, path_text(key), "looking for state_dict",
+              "correct the lookup, or take the object out of the state");
     }
   }
 
@@ -330,7 +334,8 @@ class Collector {
     try {
       value = pickle_of(object);
     } catch (nb::python_error& error) {
-      rethrow(error, path_text(key), "pickling a " + type_name(Py_TYPE(object)));
+      rethrow(error, path_text(key), "pickling a " + type_name(Py_TYPE(object)),
+              "save what it consists of, or take it out of the state");
     }
     unwrap(builder_.value(key, std::move(*value)));
     ++next_node_;

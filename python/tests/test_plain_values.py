@@ -6,6 +6,7 @@ import collections
 import enum
 import io
 import math
+import pickle
 import struct
 import sys
 
@@ -260,13 +261,6 @@ def test_a_pickle_needs_permission_on_both_sides(tmp_path):
     assert strandline.load(tmp_path / "one", allow_pickle=True) == state
 
 
-def test_what_cannot_be_pickled_is_named(tmp_path):
-    with pytest.raises(strandline.UnsupportedError) as caught:
-        strandline.save(tmp_path / "one", {"f": lambda: 1}, allow_pickle=True)
-    assert caught.value.key_path == "f"
-    assert caught.value.__cause__ is not None
-
-
 def test_a_state_must_be_a_dict(tmp_path):
     for state in ([1], None, 3, "x"):
         with pytest.raises(strandline.InvalidArgumentError, match="must be a dict"):
@@ -297,15 +291,46 @@ def test_a_metric_that_is_no_number_is_named(tmp_path, name, value):
     assert not (tmp_path / "one").exists()
 
 
-def test_a_failing_state_dict_is_named_and_chained(tmp_path):
-    class Broken:
-        def state_dict(self):
-            raise KeyError("lost")
+class FailingStateDict:
+    def state_dict(self):
+        raise KeyError("lost")
 
-    with pytest.raises(strandline.UnsupportedError, match="state_dict") as caught:
-        strandline.save(tmp_path / "one", {"a": {"b": Broken()}})
+
+class FailingLookup:
+    def __getattr__(self, name):
+        raise KeyError("lost")
+
+
+def closed_stream():
+    stream = io.BytesIO(b"x")
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("make", "cause", "what", "remedy"),
+    [
+        (FailingStateDict, KeyError, "its state_dict()", "correct it, or take the object out"),
+        (FailingLookup, KeyError, "looking for state_dict", "correct the lookup, or take"),
+        (closed_stream, ValueError, "reading a _io.BytesIO", "save what it holds while it can"),
+        (
+            lambda: lambda: 1,
+            (pickle.PicklingError, AttributeError),
+            "pickling a function",
+            "save what it consists of, or take it out",
+        ),
+    ],
+)
+def test_what_fails_on_its_own_is_named_with_a_remedy_and_chained(
+    tmp_path, make, cause, what, remedy
+):
+    value = make()
+    with pytest.raises(strandline.UnsupportedError) as caught:
+        strandline.save(tmp_path / "one", {"a": {"b": value}}, allow_pickle=True)
     assert caught.value.key_path == "a.b"
-    assert isinstance(caught.value.__cause__, KeyError)
+    assert f"cannot save 'a.b': {what} failed" in str(caught.value)
+    assert remedy in str(caught.value)
+    assert isinstance(caught.value.__cause__, cause)
 
 
 def test_an_object_that_gives_another_object_is_refused(tmp_path):

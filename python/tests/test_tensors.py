@@ -307,6 +307,18 @@ def test_a_tensor_whose_storage_was_freed_or_resized_is_refused(tmp_path, make):
     assert caught.value.key_path == "a.w"
 
 
+def test_a_tensor_that_a_transform_replaced_is_refused_with_its_remedy(tmp_path):
+    def save(tensor):  # What stands for the tensor here is a plain one by its type.
+        strandline.save(tmp_path / "one", {"a": {"w": tensor}})
+        return tensor
+
+    with pytest.raises(strandline.UnsupportedError) as caught:
+        torch.func.vmap(save)(torch.ones(3, 2))
+    assert caught.value.key_path == "a.w"
+    assert "save it outside of functions that torch.func transforms" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
 def test_only_the_bytes_of_a_view_are_written(tmp_path):
     big = torch.zeros(1_000_000)
     strandline.save(tmp_path / "one", {"w": big[10:20]})
