@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -29,18 +30,24 @@ save = checkpointer.save(3, {"w": torch.ones(4_000_000)})
 
 
 def test_a_failure_at_exit_is_a_warning_and_not_lost(tmp_path):
+    # No file may grow beyond 1 MiB, which is noticed by writing: in the background, after save().
     code = """
-import os, pathlib, sys, strandline
-root = pathlib.Path(sys.argv[1])
-checkpointer = strandline.Checkpointer(root)
+import resource, sys, torch, strandline
+checkpointer = strandline.Checkpointer(sys.argv[1])
 checkpointer.save(1, {"n": 1}).wait_durable(60)
-import shutil
-shutil.rmtree(root)
-root.write_text("in the way")
-checkpointer.save(2, {"n": 2})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+checkpointer.save(2, {"w": torch.ones(1_000_000)})
+print("returned")
 """
     done = run_python(code, tmp_path / "steps")
-    assert "StrandlineWarning" in done.stderr or "strandline." in done.stderr
+    assert (done.stdout, done.returncode) == ("returned\n", 0), done.stderr
+    (warning,) = (line for line in done.stderr.splitlines() if "StrandlineWarning" in line)
+    opened = f"<strandline.Checkpointer {str(tmp_path / 'steps')!r}>"
+    assert f"{opened} was closed at exit: " in warning
+    assert "step 2" in warning
+    assert os.strerror(errno.EFBIG) in warning
+    assert "Traceback" not in done.stderr
+    assert strandline.load(tmp_path / "steps") == {"n": 1}
 
 
 def test_an_exception_in_a_module_body_still_lets_the_save_arrive(tmp_path):
