@@ -92,7 +92,9 @@ Status load_from_step(const std::filesystem::path& path, const Checkpoint& check
 
 Error nothing_there(const std::filesystem::path& path) {
   return Error{.code = ErrorCode::kNotFound,
-               .message = fmt::format("there is no checkpoint at '{}'", path.string()),
+               .message = fmt::format("there is no checkpoint at '{}', neither steps nor a "
+                                      "manifest.json; check the path, or bring back a copy",
+                                      path.string()),
                .path = path.string()};
 }
 

@@ -139,9 +139,12 @@ class Attempt {
                                          [](const Damage& found) { return found.unlisted; });
     if (damage == damages.end()) return {};
     return failure(Error{.code = ErrorCode::kCorrupt,
-                         .message = damage->message,
+                         .message = damage->key_path.empty()
+                                        ? damage->message
+                                        : fmt::format("cannot read tensor '{}': {}",
+                                                      damage->key_path, damage->message),
                          .key_path = damage->key_path,
-                         .path = damage->file});
+                         .path = fmt::format("{}/{}", checkpoint_.path(), damage->file)});
   }
 
   [[nodiscard]] Status read() {
