@@ -272,8 +272,13 @@ def two_steps(steps):
     return steps
 
 
+TAKE_ANOTHER = (
+    "; take another step, or bring back a copy of this one (`strandline verify` lists the damage)"
+)
+
+
 def assert_step_2_is_refused(checkpointer, error, named, text, *more_calls):
-    """Whoever asks for it gets an error that says why, and nothing is changed."""
+    """Whoever asks for it gets an error that says why and what to do, and nothing is changed."""
     directory = os.path.join(checkpointer.path, "step-00000002")
     job = {"model": {"w": torch.full((1000,), 5.0), "b": torch.full((3,), 5.0)}, "epoch": 5}
     for call in (
@@ -286,18 +291,28 @@ def assert_step_2_is_refused(checkpointer, error, named, text, *more_calls):
             call()
         assert named in str(caught.value)
         assert re.search(text, str(caught.value)), str(caught.value)
+        assert caught.value.path.startswith(directory)
+        if error is strandline.CorruptError:
+            assert TAKE_ANOTHER in str(caught.value)
     assert job["epoch"] == 5
     assert (job["model"]["w"] == 5).all()
 
 
 def assert_passed_over(checkpointer, error, named, text):
-    """Step 2 is refused, and who asks for the newest gets step 1 and a warning."""
+    """Step 2 is refused, and who asks for the newest gets step 1 and a warning that says why."""
     assert_step_2_is_refused(checkpointer, error, named, text)
     job = {"model": {"w": torch.full((1000,), 5.0), "b": torch.full((3,), 5.0)}, "epoch": 5}
-    with pytest.warns(strandline.StrandlineWarning, match="step-00000002"):
-        assert_same_as_good(strandline.load(checkpointer.path))
-    with pytest.warns(strandline.StrandlineWarning, match="step-00000002"):
-        assert checkpointer.restore(job) == 1
+    for call in (
+        lambda: assert_same_as_good(strandline.load(checkpointer.path)),
+        lambda: checkpointer.restore(job),
+    ):
+        with pytest.warns(strandline.StrandlineWarning) as caught:
+            call()
+        (warning,) = (str(each.message) for each in caught)
+        assert warning.startswith("step 2 was skipped: ")
+        assert "step-00000002" in warning
+        assert named in warning
+        assert re.search(text, warning), warning
     assert_same_as_good(job)
     assert_unharmed(checkpointer)
 
@@ -345,7 +360,51 @@ def test_a_flipped_bit_in_a_tensor_is_told_by_the_tensors_name(two_steps):
     with pytest.raises(strandline.CorruptError) as caught:
         strandline.load(file.parent)
     assert caught.value.key_path in ("model.w", "model.b")
-    assert_passed_over(two_steps, strandline.CorruptError, caught.value.key_path, SHARD)
+    named = f"cannot read tensor '{caught.value.key_path}'"
+    assert_passed_over(two_steps, strandline.CorruptError, named, SHARD)
+
+
+def test_a_step_without_its_manifest_is_refused(two_steps):
+    directory = Path(two_steps.path, "step-00000002")
+    (directory / "manifest.json").unlink()
+    for call in (
+        lambda: strandline.load(two_steps.path, step=2),
+        lambda: two_steps.restore({"epoch": 5}, step=2),
+    ):
+        with pytest.raises(strandline.CorruptError) as caught:
+            call()
+        assert str(directory / "manifest.json") in str(caught.value)
+        assert TAKE_ANOTHER in str(caught.value)
+    # The directory alone could be anything.
+    with pytest.raises(strandline.NotFoundError) as caught:
+        strandline.load(directory)
+    assert str(directory) in str(caught.value)
+    assert "manifest.json; check the path, or bring back a copy" in str(caught.value)
+    assert_unharmed(two_steps)
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("name", ["manifest.json", SHARD])
+def test_where_no_step_is_usable_each_is_named_and_nothing_begins_anew(two_steps, name, damage):
+    for step in (1, 2):
+        file = Path(two_steps.path, f"step-{step:08}", name)
+        file.write_bytes(damage(file.read_bytes()))
+    job = {"model": {"w": torch.full((1000,), 5.0), "b": torch.full((3,), 5.0)}, "epoch": 5}
+    for call in (
+        lambda: strandline.load(two_steps.path),
+        lambda: two_steps.restore(job, default=0),
+        lambda: two_steps.restore(job, default=0, verify_first=True),
+    ):
+        with pytest.raises(strandline.CorruptError) as caught:
+            call()
+        message = str(caught.value)
+        assert f"none of the 2 checkpoints in '{two_steps.path}' can be used" in message
+        for step in (1, 2):
+            assert f"step {step} was skipped: " in message
+            assert f"step-{step:08}/{name}" in message
+        assert "; bring back a copy of one, or begin in another directory" in message
+        assert caught.value.path == two_steps.path
+    assert job["epoch"] == 5
 
 
 class Digest(ctypes.Structure):
@@ -525,6 +584,10 @@ def test_another_shape_or_dtype_is_named_and_nothing_is_changed(steps, destinati
     with pytest.raises(strandline.MismatchError) as caught:
         steps.restore(job)
     assert re.search(text, str(caught.value)), str(caught.value)
+    assert (
+        "; build the state with the saved shapes and types, or load() those tensors by key"
+        in str(caught.value)
+    )
     assert caught.value.path == os.path.join(steps.path, "step-00000001")
     assert job["epoch"] == 0
     assert not job["model"]["b"].any()
@@ -539,7 +602,7 @@ def test_missing_and_unexpected_keys_are_all_listed_and_nothing_is_changed(steps
         steps.restore(job)
     for name in ("model.w", "extra", *(f"new.{i}" for i in range(50))):
         assert name in str(caught.value)
-    assert "strict=False" in str(caught.value)
+    assert "; pass strict=False to leave such names alone" in str(caught.value)
     assert caught.value.path == os.path.join(steps.path, "step-00000001")
     assert job["epoch"] == 0
     assert not job["model"]["b"].any()
