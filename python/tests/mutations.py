@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy
 import torch
+from each_stager import tensors_in
 from helpers import bits_of
-from stager_helpers import tensors_in
 
 DTYPES = [
     torch.float32,

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from caller_processes import REPLICAS, exchange_replicas
+from each_stager import DEADLINE_S, config
 from helpers import assert_same, run_python
-from stager_helpers import DEADLINE_S, config
 from torch.distributed.checkpoint import _async_process_executor as process_executor
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import (
@@ -119,7 +119,7 @@ def test_saving_again_and_again_does_not_take_more_memory(tmp_path):
     """PyTorch's own test, with a stager that is kept: see also test_stager_memory.py."""
     code = """
 import sys, torch, torch.distributed.checkpoint as dcp
-from stager_helpers import DefaultStager, config
+from each_stager import DefaultStager, config
 
 def resident():
     with open("/proc/self/statm") as file:

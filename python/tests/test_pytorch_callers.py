@@ -11,8 +11,8 @@ from pathlib import Path
 import caller_processes
 import pytest
 import torch
+from each_stager import DEADLINE_S, config, finish
 from helpers import assert_same, run_python
-from stager_helpers import DEADLINE_S, config, finish
 from torch.distributed.checkpoint._experimental import (
     AsyncCheckpointer,
     CheckpointerConfig,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from each_stager import DEADLINE_S
 from helpers import assert_same, package_environment
 from staged_training import CALLERS, SAVE_EVERY, STEPS, STOPPED_SAVE, Job, run
-from stager_helpers import DEADLINE_S
 
 SCRIPT = Path(__file__).with_name("staged_training.py")
 

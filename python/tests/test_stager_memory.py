@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import assert_same, run_python
-from stager_helpers import (
+from each_stager import (
     STAGERS,
     bytes_reached_by,
     config,
     finish,
     tensors_in,
 )
+from helpers import assert_same, run_python
 
 import strandline
 from strandline.torch import DefaultStager, StateDictStager
@@ -35,7 +35,7 @@ GROWTH_MAX_BYTES = 64 << 10
 
 _MEASURE = """
 import json, os, sys, torch
-from stager_helpers import STAGERS, finish
+from each_stager import STAGERS, finish
 
 torch.set_num_threads(1)  # More would wait for each other where cores are few.
 EVERY = 20  # Reading the list of mappings takes longer than a stage.
@@ -260,7 +260,7 @@ def test_a_state_that_does_not_fit_fails_the_future_and_the_next_works():
 
 _IN_A_CGROUP = """
 import sys, torch, strandline
-from stager_helpers import config, DefaultStager, StateDictStager
+from each_stager import config, DefaultStager, StateDictStager
 MIB = 1 << 20
 shared = sys.argv[1] == "shared"
 source = torch.ones(240 * MIB, dtype=torch.uint8)

@@ -7,11 +7,11 @@ import random
 
 import pytest
 import torch
+from each_stager import STAGERS, finish
 from mutations import KINDS, POOL, description
-from stager_helpers import STAGERS, finish
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager as OriginalStager
 
-SEEDS = 400  # For each of the kinds.
+SEEDS = 300  # For each of the kinds.
 HELD = 4  # Results that are held while others are staged.
 
 
@@ -87,7 +87,7 @@ def test_staging_again_leaves_what_is_held():
     stagers = {name: make_stager() for name, make_stager in STAGERS.items()}
     stagers["the original"] = OriginalStager()
     spoiled = collections.Counter()
-    for seed in range(SEEDS):
+    for seed in range(SEEDS // 3):
         training = made(make, f"again-{seed}")
         for name, stager in stagers.items():
             expected = description(training.state)
@@ -96,7 +96,7 @@ def test_staging_again_leaves_what_is_held():
             finish(stager.stage(training.state))
             spoiled[name] += bool(differences(expected, first))
     # That PyTorch's stager does not pass shows that this test can fail.
-    assert spoiled.pop("the original") > SEEDS // 2
+    assert spoiled.pop("the original") > SEEDS // 6
     assert not +spoiled
 
 

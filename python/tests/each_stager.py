@@ -1,4 +1,4 @@
-"""What the tests of the stagers need."""
+"""Each way to get a stager, and what must be true of what any of them has staged."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from concurrent.futures import Future
 from typing import Any
 
 import torch
+from staging_helpers import plain_config as config
 
-from strandline.torch import CheckpointStagerConfig, DefaultStager, StateDictStager
+from strandline.torch import DefaultStager, StateDictStager
 
 # Long enough for a loaded machine; only a bug reaches it.
 DEADLINE_S = 60
-
-
-def config(**options: Any) -> CheckpointStagerConfig:
-    """A configuration that also works where there is no accelerator."""
-    without = {"use_non_blocking_copy": False, "use_pinned_memory": False}
-    return CheckpointStagerConfig(**{**without, **options})
 
 
 def finish(staged: Any) -> Any:
