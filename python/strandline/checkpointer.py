@@ -425,13 +425,15 @@ _open: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
 
 @atexit.register
 def _close_open() -> None:
+    failures = []
     for checkpointer in list(_open):
         if checkpointer._process != os.getpid():
             continue  # A forked child's copy is dead; its parent closes its own.
         try:
             checkpointer.close()
         except Error as error:
-            warn([f"{checkpointer!r} was closed at exit: {error}"])
+            failures.append(f"{checkpointer!r} was closed at exit: {error}")
+    warn(failures)  # After all are closed: where warnings are errors, it raises.
 
 
 def _left_alone(missing: list[str], unexpected: list[str]) -> list[str]:
