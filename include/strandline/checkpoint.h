@@ -62,6 +62,10 @@ struct Damage {
   /// Not listed in the manifest, so that other programs might take it for a part of the checkpoint;
   /// what the checkpoint itself holds is not affected.
   bool unlisted = false;
+  /// Why it does not verify. kIo means that it could not be read, for which the errno tells whether
+  /// the medium is at fault or rights and descriptors are.
+  ErrorCode code = ErrorCode::kCorrupt;
+  int system_errno = 0;  ///< 0 if none.
 };
 
 /// Called now and then during long work with bytes done and bytes in all; false stops it, and the

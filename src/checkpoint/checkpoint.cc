@@ -333,7 +333,11 @@ Status Checkpoint::read(std::span<const TensorRead> reads, const ProgressCallbac
 void Checkpoint::Impl::find_strangers(std::vector<Damage>& damages) const {
   const Result<std::vector<std::string>> names = directory->list();
   if (!names) {
-    damages.push_back({.file = {}, .key_path = {}, .message = names.error().message});
+    damages.push_back({.file = {},
+                       .key_path = {},
+                       .message = names.error().message,
+                       .code = names.error().code,
+                       .system_errno = names.error().system_errno});
     return;
   }
   for (const std::string& name : checkpoint::files_beside(manifest.info, *names)) {
@@ -352,8 +356,11 @@ Result<std::vector<Damage>> Checkpoint::Impl::verify(const ProgressCallback& pro
   const Result<Checkpoint> again = Checkpoint::open(directory);
   if (!again) {
     if (again.error().code == ErrorCode::kMemoryLimit) return failure(again.error());
-    damages.push_back({std::filesystem::path(again.error().path).filename().string(),
-                       again.error().key_path, again.error().message});
+    damages.push_back({.file = std::filesystem::path(again.error().path).filename().string(),
+                       .key_path = again.error().key_path,
+                       .message = again.error().message,
+                       .code = again.error().code,
+                       .system_errno = again.error().system_errno});
   }
   find_strangers(damages);
   std::uint64_t total = 0;
@@ -371,7 +378,11 @@ Result<std::vector<Damage>> Checkpoint::Impl::verify(const ProgressCallback& pro
         });
     if (stopped) return failure(status.error());
     if (!status) {
-      damages.push_back({stored[i].file, tensor_path(i), status.error().message});
+      damages.push_back({.file = stored[i].file,
+                         .key_path = tensor_path(i),
+                         .message = status.error().message,
+                         .code = status.error().code,
+                         .system_errno = status.error().system_errno});
     }
   }
   return damages;

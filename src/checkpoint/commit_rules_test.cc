@@ -306,6 +306,23 @@ TEST(Replacing, TheRemainsOfAStepAreReplaced) {
   EXPECT_THAT(must(must(Checkpoint::open(directory / "step-00000001")).verify()), IsEmpty());
 }
 
+TEST(Replacing, AnAncestorWhoseDataCannotBeReadJustNowIsNotGivenUp) {
+  const TemporaryDirectory directory;
+  commit_steps(directory.path(), {1, 2});
+  const auto storage = testing::faulty_storage(directory.path());
+  Checkpointer checkpointer = must(Checkpointer::open(storage));
+  EXPECT_EQ(restore_newest(checkpointer), 2);
+  storage->before_each_call([&](const auto& call) {
+    const bool data = call.name == "step-00000001/state-00001-of-00001.safetensors";
+    if (call.operation == "read_at" && data) storage->fail_call(call.number, EMFILE);
+  });
+  Job job(50);
+  const Error error = must_fail(checkpointer.save(1, job.state()));
+  EXPECT_EQ(error.system_errno, EMFILE) << error.text();
+  storage->before_each_call(nullptr);
+  EXPECT_EQ(must_fail(checkpointer.save(1, job.state())).code, ErrorCode::kAlreadyExists);
+}
+
 TEST(Replacing, AnIntactAncestorIsNotReplacedForAFileThatSomebodyAdded) {
   const TemporaryDirectory directory;
   commit_steps(directory.path(), {1, 2});

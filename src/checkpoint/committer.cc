@@ -168,7 +168,7 @@ Status check_listing(PartialDirectory& partial, std::vector<std::string> written
                      (strangers.empty() ? " nothing, but files are missing" : strangers));
 }
 
-// Whether the bytes themselves are at fault: neither the way to them nor our age.
+// Whether a step's own bytes are at fault: neither the way to them nor our age.
 bool is_damage(const Error& error) {
   return error.code == ErrorCode::kCorrupt || error.code == ErrorCode::kNotFound;
 }
@@ -252,6 +252,13 @@ Result<std::optional<std::string>> damage_of(Storage& storage, const std::string
   const auto damage = std::find_if_not(damages.begin(), damages.end(),
                                        [](const Damage& found) { return found.unlisted; });
   if (damage == damages.end()) return std::nullopt;
+  Error error{.code = damage->code,
+              .message = fmt::format("nothing was saved, because it cannot be told whether '{}' is "
+                                     "intact: {}",
+                                     name, damage->message),
+              .path = fmt::format("{}/{}/{}", storage.path(), name, damage->file),
+              .system_errno = damage->system_errno};
+  if (!is_damage(error)) return failure(std::move(error));
   return damage->message;
 }
 

@@ -328,6 +328,24 @@ TEST_F(Restore, VerifyFirstChangesNothingWhenThereIsDamage) {
   EXPECT_EQ(content_of(state), content_of(Job(9).state()));
 }
 
+TEST_F(Restore, VerifyFirstDoesNotFallBackWhereTheWayToTheDataIsAtFault) {
+  commit_steps(directory_.path(), {1, 2});
+  const auto storage = testing::faulty_storage(directory_.path());
+  Checkpointer checkpointer = must(Checkpointer::open(storage));
+  Job job(9);
+  StateDict state = job.state();
+  RestoreOptions options;
+  options.verify_first = true;
+  int system_errno = EMFILE;
+  storage->before_each_call([&](const auto& call) {
+    const bool data = call.name == "step-00000002/" + std::string(kStateShard);
+    if (call.operation == "read_at" && data) storage->fail_call(call.number, system_errno);
+  });
+  EXPECT_EQ(must_fail(checkpointer.restore(state, options)).system_errno, EMFILE);
+  system_errno = EIO;  // The medium itself.
+  EXPECT_EQ(must(checkpointer.restore(state, options))->step, 1);
+}
+
 TEST_F(Restore, VerifyFirstDoesNotFallBackForAFileThatSomebodyAdded) {
   commit_steps(directory_.path(), {1, 2});
   write_text(directory_ / "step-00000002/notes.txt", "added later");

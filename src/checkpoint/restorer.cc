@@ -138,13 +138,15 @@ class Attempt {
     const auto damage = std::find_if_not(damages.begin(), damages.end(),
                                          [](const Damage& found) { return found.unlisted; });
     if (damage == damages.end()) return {};
-    return failure(Error{.code = ErrorCode::kCorrupt,
+    const bool is_gone = damage->code == ErrorCode::kNotFound;
+    return failure(Error{.code = is_gone ? ErrorCode::kCorrupt : damage->code,
                          .message = damage->key_path.empty()
                                         ? damage->message
                                         : fmt::format("cannot read tensor '{}': {}",
                                                       damage->key_path, damage->message),
                          .key_path = damage->key_path,
-                         .path = fmt::format("{}/{}", checkpoint_.path(), damage->file)});
+                         .path = fmt::format("{}/{}", checkpoint_.path(), damage->file),
+                         .system_errno = damage->system_errno});
   }
 
   [[nodiscard]] Status read() {
