@@ -18,9 +18,12 @@ class KilledError(Exception):
     """What ends the first run in the middle."""
 
 
+def examples() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+
+
 def example() -> str:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
-    return code
+    return examples()[0]
 
 
 class Job:
@@ -96,3 +99,10 @@ def test_running_the_example_again_when_all_steps_are_done_trains_nothing(in_dir
     after_all = Job(seed=2)
     after_all.run()
     assert after_all.trained == list(range(400, STEPS))  # Since the last save.
+
+
+def test_the_line_that_changes_for_a_stager_runs():
+    names: dict[str, object] = {}
+    _, stagers = examples()
+    exec(compile(stagers, str(README), "exec"), names)
+    assert names["DefaultStager"] is strandline.torch.DefaultStager
