@@ -135,11 +135,13 @@ Status split_pairs(TensorView& view) {
   return {};
 }
 
-void read_storage(PyObject* tensor, TensorView& view) {
+// `memory` becomes the storage: the tensor may get another one while its bytes are copied.
+void read_storage(PyObject* tensor, TensorView& view, nb::object& memory) {
   const TorchNames& names = torch_names();
-  const nb::object storage = call_method(tensor, names.untyped_storage);
+  nb::object storage = call_method(tensor, names.untyped_storage);
   view.storage_base = address_of(call_method(storage.ptr(), names.data_ptr));
   view.storage_bytes = unsigned_of(call_method(storage.ptr(), names.nbytes).ptr());
+  memory = std::move(storage);
 }
 
 // What DLPack tells of a plain tensor in host memory. Nothing of any other one, which the
@@ -203,7 +205,7 @@ Result<TensorView> view_by_attributes(const Torch& torch, PyObject* tensor) {
   return view;
 }
 
-Result<TensorView> read_torch(const Torch& torch, PyObject* tensor) {
+Result<TensorView> read_torch(const Torch& torch, PyObject* tensor, nb::object& memory) {
   const TorchNames& names = torch_names();
   TensorView view;
   if (auto plain = view_by_dlpack(torch, tensor)) {
@@ -216,7 +218,7 @@ Result<TensorView> read_torch(const Torch& torch, PyObject* tensor) {
   if (view.dtype == DType::kF4) {
     if (Status split = split_pairs(view); !split) return failure(std::move(split.error()));
   }
-  read_storage(tensor, view);
+  read_storage(tensor, view, memory);
   if (view.dtype == DType::kC64) view.conjugate = is_true(call_method(tensor, names.is_conj));
   view.negative = is_true(call_method(tensor, names.is_neg));
   view.writable = true;
@@ -224,7 +226,7 @@ Result<TensorView> read_torch(const Torch& torch, PyObject* tensor) {
   return view;
 }
 
-Result<TensorView> read_torch_bytes(const Torch& torch, PyObject* tensor) {
+Result<TensorView> read_torch_bytes(const Torch& torch, PyObject* tensor, nb::object& memory) {
   const TorchNames& names = torch_names();
   TensorView view;
   std::int64_t bytes_each = 0;
@@ -236,8 +238,8 @@ Result<TensorView> read_torch_bytes(const Torch& torch, PyObject* tensor) {
     view.strides_bytes.assign(plain->strides, plain->strides + dimensions);
     for (std::int64_t& stride : view.strides_bytes) stride *= bytes_each;
   } else {
-    if (Status memory = check_is_plain_memory(torch, tensor); !memory) {
-      return failure(std::move(memory.error()));
+    if (Status plain_memory = check_is_plain_memory(torch, tensor); !plain_memory) {
+      return failure(std::move(plain_memory.error()));
     }
     const std::string dtype = text_of(attribute(tensor, names.dtype).ptr());
     if (dtype.starts_with("torch.q")) return unsupported_torch_type(dtype);
@@ -250,15 +252,15 @@ Result<TensorView> read_torch_bytes(const Torch& torch, PyObject* tensor) {
   }
   view.shape.push_back(static_cast<std::uint64_t>(bytes_each));
   view.strides_bytes.push_back(1);
-  read_storage(tensor, view);
+  read_storage(tensor, view, memory);
   view.framework = kTorchFramework;
   return view;
 }
 
-Result<TensorView> explain_zeros(const Torch& torch, PyObject* tensor,
-                                 Result<TensorView> (*read)(const Torch&, PyObject*)) {
+Result<TensorView> explain_zeros(const Torch& torch, PyObject* tensor, nb::object& memory,
+                                 Result<TensorView> (*read)(const Torch&, PyObject*, nb::object&)) {
   try {
-    return read(torch, tensor);
+    return read(torch, tensor, memory);
   } catch (nb::python_error&) {
     // PyTorch's automatic differentiation makes zeros that have no storage.
     const nb::object is_zeros = nb::getattr(nb::handle(tensor), "_is_zerotensor", nb::none());
@@ -506,15 +508,16 @@ ArrayKind array_kind(PyObject* object) {
   return ArrayKind::kNone;
 }
 
-Result<TensorView> view_of(PyObject* object, ArrayKind kind) {
+Result<TensorView> view_of(PyObject* object, ArrayKind kind, nb::object& memory) {
   if (kind == ArrayKind::kTorch) {
-    return explain_zeros(*Torch::if_imported(), object, &read_torch);
+    return explain_zeros(*Torch::if_imported(), object, memory, &read_torch);
   }
+  memory = nb::borrow(object);
   return view_of_numpy(*Numpy::if_imported(), object);
 }
 
-Result<TensorView> bytes_view_of(PyObject* tensor) {
-  return explain_zeros(*Torch::if_imported(), tensor, &read_torch_bytes);
+Result<TensorView> bytes_view_of(PyObject* tensor, nb::object& memory) {
+  return explain_zeros(*Torch::if_imported(), tensor, memory, &read_torch_bytes);
 }
 
 Result<NewArray> make_array(const std::string& framework, DType dtype,

@@ -25,15 +25,16 @@ enum class ArrayKind : std::uint8_t {
 };
 ArrayKind array_kind(PyObject* object);
 
-/// The view of a tensor or array of kind kTorch or kNumpy. It borrows: the caller keeps `object`.
-/// Fails with kUnsupported, without a key path; raises what reading the object's attributes raises.
-Result<TensorView> view_of(PyObject* object, ArrayKind kind);
+/// The view of a tensor or array of kind kTorch or kNumpy. It borrows from `memory`, which the
+/// caller keeps: the object alone may get other memory meanwhile (`tensor.data = …`). Fails with
+/// kUnsupported, without a key path; raises what reading the object's attributes raises.
+Result<TensorView> view_of(PyObject* object, ArrayKind kind, nb::object& memory);
 
 /// The bytes of a strided torch.Tensor or Parameter of any element type, as a view of kU8 whose
 /// innermost dimension is the bytes of one element; conjugate and negative bits are not looked at.
-/// It borrows: the caller keeps `tensor`. Fails with kUnsupported for tensors that are no plain
-/// memory, without a key path; raises what reading the object's attributes raises.
-Result<TensorView> bytes_view_of(PyObject* tensor);
+/// It borrows from `memory`, as view_of() does. Fails with kUnsupported for tensors that are no
+/// plain memory, without a key path; raises what reading the object's attributes raises.
+Result<TensorView> bytes_view_of(PyObject* tensor, nb::object& memory);
 
 /// A new, uninitialised, row-major tensor or array.
 struct NewArray {

@@ -288,8 +288,9 @@ class Collector {
 
   void add_tensor(const Key& key, PyObject* object, ArrayKind kind) {
     std::optional<Result<TensorView>> view;
+    nb::object memory;
     try {
-      view = view_of(object, kind);
+      view = view_of(object, kind, memory);
     } catch (nb::python_error& error) {
       rethrow(error, path_text(key), "reading a tensor's attributes",
               "save it outside of functions that torch.func transforms or torch.compile traces, "
@@ -305,6 +306,7 @@ class Collector {
     unwrap(builder_.tensor(key, std::move(**view)));
     ++next_node_;
     collected_.tensors.push_back(nb::borrow(object));
+    collected_.memory.push_back(std::move(memory));
   }
 
   nb::object state_dict_of(const Key& key, PyObject* object) {

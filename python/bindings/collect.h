@@ -25,6 +25,7 @@ struct StatefulObject {
 struct Collected {
   StateDict state;
   std::vector<nb::object> tensors;      ///< By tensor of `state`: the tensor or array.
+  std::vector<nb::object> memory;       ///< Likewise: what holds its bytes.
   std::vector<StatefulObject> objects;  ///< In the order of the walk.
   nb::object root;                      ///< Holds everything else that was walked.
   std::vector<nb::object> state_dicts;  ///< What the objects' state_dict() gave.

@@ -12,8 +12,9 @@
 // storage of each capsule, once, so that what shared a storage shares one again.
 //
 // Life cycle: a capsule holds the engine's keep-alive of its extent, and passes it on to PyTorch's
-// storage; the last storage of a result gives the memory back, on whatever thread. The source
-// tensors are held by a Staging until its future has ended, since a device may still read them.
+// storage; the last storage of a result gives the memory back, on whatever thread. The sources'
+// storages are held while they are read, by a Staging until its future has ended: a source tensor
+// may get another storage meanwhile.
 //
 // Concurrency: the engine copies without the GIL (gil.h). A future ends on a thread of a device,
 // which must not touch Python: it puts a number into a StagingQueue, where Python's waiter thread
@@ -66,8 +67,8 @@ std::string path_text(PyObject* path) {
           static_cast<std::size_t>(PyBytes_GET_SIZE(encoded.ptr()))};
 }
 
-TensorView view_for_staging(PyObject* tensor, const std::string& path) {
-  Result<TensorView> view = bytes_view_of(tensor);
+TensorView view_for_staging(PyObject* tensor, const std::string& path, nb::object& memory) {
+  Result<TensorView> view = bytes_view_of(tensor, memory);
   if (view) return std::move(*view);
   Error error = std::move(view.error());
   error.message = "cannot stage '" + path + "', which " + error.message;
@@ -75,12 +76,15 @@ TensorView view_for_staging(PyObject* tensor, const std::string& path) {
   raise(error);
 }
 
-StateDict state_of(const std::vector<nb::object>& tensors, const std::vector<nb::object>& paths) {
+// `memory` becomes what holds the bytes of each.
+StateDict state_of(const std::vector<nb::object>& tensors, const std::vector<nb::object>& paths,
+                   std::vector<nb::object>& memory) {
   StateDictBuilder builder;
   std::unordered_set<std::string> used;
+  memory.resize(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     std::string path = path_text(paths[i].ptr());
-    TensorView view = view_for_staging(tensors[i].ptr(), path);
+    TensorView view = view_for_staging(tensors[i].ptr(), path, memory[i]);
     // Two paths may read the same, such as those of the keys 1 and "1".
     for (int n = 2; !used.insert(path).second; ++n) {
       path = path_text(paths[i].ptr()) + "~" + std::to_string(n);
@@ -141,11 +145,11 @@ class StagingQueue {
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
-// A staging that may still run, and the tensors that it reads.
+// A staging that may still run, and what holds the memory that it reads.
 class Staging {
  public:
-  Staging(Future<StateDict> future, std::vector<nb::object> sources)
-      : future_(std::move(future)), sources_(std::move(sources)) {}
+  Staging(Future<StateDict> future, std::vector<nb::object> memory)
+      : future_(std::move(future)), memory_(std::move(memory)) {}
 
   void notify(const StagingQueue& queue, std::uint64_t number) const {
     without_gil([&] { future_.then([queue, number](const auto&) { queue.push(number); }); });
@@ -162,14 +166,14 @@ class Staging {
 
   // Where the tensors lie, or the error raised. REQUIRES: it has ended.
   [[nodiscard]] Staged result() {
-    sources_.clear();
+    memory_.clear();
     return staged_of(
         unwrap(without_gil([&] { return future_.get(std::chrono::milliseconds(0)); })));
   }
 
  private:
   Future<StateDict> future_;
-  std::vector<nb::object> sources_;
+  std::vector<nb::object> memory_;
 };
 
 StateDictStager::Options stager_options(bool pin_memory, bool share_memory,
@@ -185,15 +189,17 @@ StateDictStager::Options stager_options(bool pin_memory, bool share_memory,
 
 Staged stage_now(StateDictStager& stager, const std::vector<nb::object>& tensors,
                  const std::vector<nb::object>& paths) {
-  const StateDict state = state_of(tensors, paths);
+  std::vector<nb::object> memory;
+  const StateDict state = state_of(tensors, paths, memory);
   return staged_of(unwrap(without_gil([&] { return stager.stage(state); })));
 }
 
-Staging begin_staging(DefaultStager& stager, std::vector<nb::object> tensors,
+Staging begin_staging(DefaultStager& stager, const std::vector<nb::object>& tensors,
                       const std::vector<nb::object>& paths) {
-  const StateDict state = state_of(tensors, paths);
+  std::vector<nb::object> memory;
+  const StateDict state = state_of(tensors, paths, memory);
   Future<StateDict> future = unwrap(without_gil([&] { return stager.stage(state); }));
-  return {std::move(future), std::move(tensors)};
+  return {std::move(future), std::move(memory)};
 }
 
 void bind_state_dict_stager(nb::module_& module) {

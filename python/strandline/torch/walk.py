@@ -102,22 +102,23 @@ class Walk:
 
     # ---- After the walk ----
 
-    def put(self, staged: _core.Staged, shared: bool) -> None:
+    def places(self) -> list[_Place | None]:
+        """How the tensors lie in their memory, where they lie in any: the engine refuses others.
+        To be asked before the bytes are copied, since another thread may change them meanwhile."""
+        return [
+            None if source.is_nested or source.layout != torch.strided else _Place.of(source)
+            for source in self.sources
+        ]
+
+    def put(self, places: Iterable[_Place | None], staged: _core.Staged, shared: bool) -> None:
         """Sets the tensors of the copy to staged memory."""
-        # One place at a time: ten thousand at once would set off the garbage collector.
-        self._put(map(_Place.of, self.sources), staged, shared)
-
-    def put_later(self) -> Callable[[_core.Staged, bool], None]:
-        """The same for a staging that has not ended: what the sources are now is remembered."""
-        return functools.partial(self._put, [_Place.of(source) for source in self.sources])
-
-    def _put(self, places: Iterable[_Place], staged: _core.Staged, shared: bool) -> None:
         storages = [storage_over(capsule, shared) for capsule in staged.memory]
         no_bytes = empty_storage(shared)
         with _as_plain_tensors():
             for y, place, extent, offset in zip(
                 self._copies, places, staged.extents, staged.offsets, strict=True
             ):
+                assert place is not None
                 if extent < 0:
                     place.put(y, no_bytes, 0)
                 else:
@@ -398,10 +399,9 @@ def _set_state(y: Any, state: Any, set_state: Callable[[Any, Any], None] | None)
             setattr(y, name, value)
 
 
-def _slots(cls: type) -> Iterator[str]:
-    for base in cls.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
+def _slots(cls: type) -> list[str]:
+    # As copy.deepcopy() finds them: with the names that private ones have, and not __dict__.
+    return copyreg._slotnames(cls)  # type: ignore[attr-defined,no-any-return]
 
 
 @functools.cache
