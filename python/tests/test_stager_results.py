@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 import types
@@ -557,4 +558,109 @@ def test_a_forked_child_has_stagers_of_its_own():
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert stager.stage({"w": torch.ones(1)}).result(60)["w"].sum() == 1
+    stager.close()
+
+
+def test_a_forked_child_can_close_a_stager_whose_futures_were_outstanding():
+    stager = DefaultStager(plain_config())
+    with futures._waiter._lock:  # The waiter thread cannot resolve it.
+        future = stager.stage({"w": torch.ones(2)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                stager.close()
+            finally:
+                os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert future.result(60)["w"].sum() == 2
+    stager.close()
+
+
+def test_other_memory_given_to_a_source_meanwhile_changes_nothing():
+    x = torch.full((1000, 1000), 7.0)
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            x.data = torch.full((1000, 1000), 7.0)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        with DefaultStager(plain_config()) as stager:
+            for _ in range(100):
+                assert torch.all(stager.stage({"x": x}).result(60)["x"] == 7)
+    finally:
+        stop.set()
+        swapper.join()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_callback_that_raises_ends_neither_the_waiter_nor_later_futures(error):
+    def callback(future: Any) -> None:
+        raise error("its own")
+
+    with DefaultStager(plain_config()) as stager:
+        with futures._waiter._lock:  # So that the callback is there before the future is resolved.
+            future = stager.stage({"x": torch.ones(3)})
+            future.add_done_callback(callback)
+        assert torch.all(future.result(60)["x"] == 1)
+        assert torch.all(stager.stage({"x": torch.ones(3)}).result(60)["x"] == 1)
+
+
+def test_a_callback_may_stage_and_wait_for_what_it_staged():
+    seen: queue.Queue[Any] = queue.Queue()
+
+    with DefaultStager(plain_config()) as stager:
+
+        def callback(future: Any) -> None:
+            seen.put(futures.on_waiter_thread())
+            seen.put(stager.stage({"x": torch.full((3,), 5.0)}).result(30)["x"].tolist())
+
+        with futures._waiter._lock:
+            stager.stage({"x": torch.ones(3)}).add_done_callback(callback)
+        assert seen.get(timeout=60)
+        assert seen.get(timeout=60) == [5, 5, 5]
+
+
+def test_dropped_results_in_cycles_make_room_when_memory_is_full():
+    state: dict[str, Any] = {"x": torch.ones(1 << 18)}
+    state["self"] = state
+    gc.collect()
+    gc.disable()
+    try:
+        stager = StateDictStager(host_bytes_max=4 << 20)
+        for _ in range(20):
+            stager.stage(state)
+    finally:
+        gc.enable()
+    stager.close()
+
+
+def test_private_slots_of_a_subclass_are_copied():
+    class Slotted(torch.Tensor):
+        __slots__ = ("__secret", "public")
+
+        def keep(self, value: Any) -> None:
+            self.__secret = value
+            self.public = value
+
+        def kept(self) -> Any:
+            return self.__secret, self.public
+
+    x = torch.ones(3).as_subclass(Slotted)
+    x.keep([1, 2])
+    assert StateDictStager().stage({"x": x})["x"].kept() == ([1, 2], [1, 2])
+
+
+def test_more_held_results_than_shared_memory_has_places_are_told_as_such():
+    stager = StateDictStager(share_memory=True)
+    held = [stager.stage({"x": torch.ones(1)}) for _ in range(1023)]
+    with pytest.raises(strandline.MemoryLimitError, match="no place left in shared staging memory"):
+        stager.stage({"x": torch.ones(1)})
+    held.clear()
+    stager.stage({"x": torch.ones(1)})
     stager.close()

@@ -9,6 +9,7 @@ arrive first.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from typing import Any
 from strandline import _core
 
 __all__: list[str] = []
+
+# Where concurrent.futures says the same of other exceptions.
+_log = logging.getLogger("concurrent.futures")
 
 # How long the thread waits before it looks again whether there is anything to wait for. Ends wake
 # it at once; this only bounds how long a lost one could keep it.
@@ -39,10 +43,14 @@ class _Waiter:
         """A future of what `finish` makes of the staging when it has ended."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # It cannot be cancelled: it runs.
+        if self.is_this_thread():
+            # In a callback, which may wait for it: nobody else would resolve it meanwhile.
+            _resolve(staging, finish, future)
+            return future
         with self._lock:
             number = next(self._numbers)
             self._outstanding[number] = (staging, finish, future)
-            has_thread = self._thread is not None or self._start()
+            has_thread = (self._thread is not None and self._thread.is_alive()) or self._start()
             if not has_thread:
                 del self._outstanding[number]
         if has_thread:
@@ -83,9 +91,18 @@ def _resolve(staging: _core.Staging, finish: Callable[[Any], Any], future: Futur
         _wait(staging)
         result = finish(staging)
     except BaseException as error:
-        future.set_exception(error)
+        _end(future.set_exception, error)
     else:
-        future.set_result(result)
+        _end(future.set_result, result)
+
+
+def _end(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+    # Future logs what its callbacks raise, but for SystemExit and the like, which must end neither
+    # this thread nor a stage() without one.
+    try:
+        set_outcome(outcome)
+    except BaseException:
+        _log.exception("a callback of a staging's future raised")
 
 
 def _wait(staging: _core.Staging) -> None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import functools
+import gc
+import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from strandline import _core
 from strandline.callers import warn
-from strandline.errors import InvalidArgumentError, UnavailableError
+from strandline.errors import InvalidArgumentError, MemoryLimitError, UnavailableError
 from strandline.torch import futures
 from strandline.torch.walk import Walk, copying
 
@@ -115,8 +117,9 @@ class StateDictStager:
         with copying():
             walk = Walk()
             staged_state = walk.copy(state_dict, "")
-            staged = self._core.stage(walk.sources, walk.paths)
-            walk.put(staged, self.share_memory)
+            places = walk.places()
+            staged = _with_room(lambda: self._core.stage(walk.sources, walk.paths))
+            walk.put(places, staged, self.share_memory)
         return staged_state
 
     def close(self) -> None:
@@ -172,6 +175,7 @@ class DefaultStager(CheckpointStager):
             copy_threads=getattr(config, "copy_threads", None),
         )
         self._closed = False
+        self._process = os.getpid()
         self._last: Future[Any] | None = None
         self._outstanding: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         _register()
@@ -216,13 +220,13 @@ class DefaultStager(CheckpointStager):
         with copying():
             walk = Walk()
             staged_state = walk.copy(to_stage, "")
-            staging = self._core.stage(walk.sources, walk.paths)
+            put: Callable[[_core.Staged, bool], None] | None
+            put = functools.partial(walk.put, walk.places())
+            staging = _with_room(lambda: self._core.stage(walk.sources, walk.paths))
             if staging.wait(0):
                 # As always where no device takes part: the future only has to be resolved.
-                walk.put(staging.result(), self._config.use_shared_memory)
+                put(staging.result(), self._config.use_shared_memory)
                 put = None
-            else:
-                put = walk.put_later()
         for key in left_out:
             if key in state_dict:
                 staged_state[key] = state_dict[key]
@@ -255,7 +259,8 @@ class DefaultStager(CheckpointStager):
         """Waits for stagings that still run and ends the stager. Results stay valid. Closing again
         does nothing."""
         self._closed = True
-        if not futures.on_waiter_thread():
+        # In a forked child nothing runs of what its parent began.
+        if not futures.on_waiter_thread() and os.getpid() == self._process:
             concurrent.futures.wait(list(self._outstanding))
         self._last = None
         self._core.close()
@@ -270,6 +275,22 @@ class DefaultStager(CheckpointStager):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_Staged = TypeVar("_Staged")
+
+
+def _with_room(stage: Callable[[], _Staged]) -> _Staged:
+    """What `stage` gives; where memory is full, after cycles that hold results are gone.
+
+    Results in a cycle, such as a dict that holds itself, are not freed when they are dropped, and
+    the collector does not know how much memory they hold.
+    """
+    try:
+        return stage()
+    except MemoryLimitError:
+        gc.collect()
+    return stage()
 
 
 def _finish(
