@@ -73,8 +73,8 @@ Error used_again(const SharedRange& range) {
                .message = "the shared memory " + range.slab + " holds its generation " +
                           std::to_string(range.generation) + " no more: process " +
                           std::to_string(range.pid) +
-                          " has dropped it, and nobody attached it within a minute; hold results "
-                          "until they have been received"};
+                          " has dropped it, and a minute has passed or another process received "
+                          "the same message; hold results until all have received them"};
 }
 
 void Exchange::add(std::string slab, const std::shared_ptr<SharedSource>& source) {

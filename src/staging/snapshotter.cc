@@ -237,7 +237,15 @@ Result<std::vector<CopyJob::Target>> Snapshotter::lease(Snapshot& snapshot, std:
   timings.wait_ms += base::milliseconds_between(waiting, clock_.now());
   if (!leases) {
     const bool taken = leases.error().code == ErrorCode::kTimeout;
-    if (taken && extents) return failure(beside_results(needed));
+    if (taken && extents) {
+      // Stagers do not wait; it may also be places that are missing, or memory of the host.
+      const std::uint64_t held = slab_.bytes_in_use();
+      const std::uint64_t bytes_max = slab_.host_bytes_max();
+      if (needed > bytes_max - std::min(held, bytes_max)) return failure(beside_results(needed));
+      Error error = std::move(leases).error();
+      error.code = ErrorCode::kMemoryLimit;
+      return failure(std::move(error));
+    }
     timings.failed_by_consumer = taken;
     return failure(std::move(leases).error());
   }
@@ -252,7 +260,8 @@ Result<std::vector<CopyJob::Target>> Snapshotter::lease(Snapshot& snapshot, std:
 Error Snapshotter::beside_results(std::uint64_t needed) const {
   return Error{.code = ErrorCode::kMemoryLimit,
                .message = "the state takes " + std::to_string(needed) +
-                          " bytes of host memory, earlier results that are still held take " +
+                          " bytes of host memory, earlier results that are still held (here, by another "
+                          "process, or on the way to one) take " +
                           std::to_string(slab_.bytes_in_use()) +
                           ", and the ceiling (host_bytes_max) is " +
                           std::to_string(slab_.host_bytes_max()) +
