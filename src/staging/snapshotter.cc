@@ -260,8 +260,8 @@ Result<std::vector<CopyJob::Target>> Snapshotter::lease(Snapshot& snapshot, std:
 Error Snapshotter::beside_results(std::uint64_t needed) const {
   return Error{.code = ErrorCode::kMemoryLimit,
                .message = "the state takes " + std::to_string(needed) +
-                          " bytes of host memory, earlier results that are still held (here, by another "
-                          "process, or on the way to one) take " +
+                          " bytes of host memory, earlier results that are still held (here, by "
+                          "another process, or on the way to one) take " +
                           std::to_string(slab_.bytes_in_use()) +
                           ", and the ceiling (host_bytes_max) is " +
                           std::to_string(slab_.host_bytes_max()) +
