@@ -462,9 +462,14 @@ TEST_F(Background, CloseCancelsWhatDoesNotEndInTime) {
   const Error error = must_fail(checkpointer.close());
   EXPECT_EQ(error.code, ErrorCode::kTimeout);
   EXPECT_EQ(must_fail(checkpointer.save(2, job.state())).code, ErrorCode::kUnavailable);
+  Checkpointer next = must(Checkpointer::open(directory_ / "run"));
+  EXPECT_EQ(must_fail(next.save(2, job.state())).code, ErrorCode::kUnavailable);
   let_go();
   EXPECT_EQ(must(save.wait_durable(kPatience)).kind, Outcome::Kind::kSkipped);
   EXPECT_THAT(names_in(directory_ / "run"), IsEmpty());
+  // The directory is free once the last save has ended.
+  must(save_durably(next, 2, job));
+  EXPECT_THAT(must(next.steps()), ElementsAre(2));
 }
 
 TEST_F(Background, ManyThreadsSaveAndEachSaveCommitsOnce) {
@@ -491,23 +496,6 @@ TEST_F(Background, ManyThreadsSaveAndEachSaveCommitsOnce) {
               content_of(Job(entry.step).state()));
   }
   must(checkpointer.close());
-}
-
-TEST_F(Background, WhereCloseGivesUpTheDirectoryIsFreeWhenTheLastSaveHasEnded) {
-  CheckpointerOptions options;
-  options.finish_wait = kAtOnce;
-  Checkpointer first = open(options);
-  Job job(1);
-  hold_at("sync");
-  const Save save = must(first.save(1, job.state()));
-  wait_until_held();
-  EXPECT_EQ(must_fail(first.close()).code, ErrorCode::kTimeout);
-  Checkpointer second = must(Checkpointer::open(directory_ / "run"));
-  EXPECT_EQ(must_fail(second.save(2, job.state())).code, ErrorCode::kUnavailable);
-  let_go();
-  EXPECT_EQ(must(save.wait_durable(kPatience)).kind, Outcome::Kind::kSkipped);
-  must(save_durably(second, 2, job));
-  EXPECT_THAT(must(second.steps()), ElementsAre(2));
 }
 
 TEST_F(Background, CloseGivesStagingMemoryBack) {

@@ -169,7 +169,7 @@ Status check_listing(PartialDirectory& partial, std::vector<std::string> written
 }
 
 // Whether a step's own bytes are at fault: neither the way to them nor our age.
-bool is_damage(const Error& error) {
+bool may_be_given_up(const Error& error) {
   return error.code == ErrorCode::kCorrupt || error.code == ErrorCode::kNotFound;
 }
 
@@ -213,7 +213,7 @@ Status check_not_foreign(Storage& storage, const std::string& name) {
 }
 
 // What somebody has put beside the files of a step goes with it: named here, if there is any.
-std::vector<std::string> added_files(Storage& storage, const std::string& name) {
+std::vector<std::string> warn_of_added_files(Storage& storage, const std::string& name) {
   const auto directory = storage.open(name);
   if (!directory) return {};
   const auto manifest = read_manifest(**directory);
@@ -243,7 +243,7 @@ Result<std::optional<std::string>> damage_of(Storage& storage, const std::string
   STRANDLINE_ASSIGN_OR_RETURN(auto directory, storage.open(name));
   const Result<Checkpoint> checkpoint = Checkpoint::open(std::move(directory));
   if (!checkpoint) {
-    if (!is_damage(checkpoint.error())) return failure(checkpoint.error());
+    if (!may_be_given_up(checkpoint.error())) return failure(checkpoint.error());
     return checkpoint.error().text();
   }
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<Damage> damages,
@@ -258,7 +258,7 @@ Result<std::optional<std::string>> damage_of(Storage& storage, const std::string
                                      name, damage->message),
               .path = fmt::format("{}/{}/{}", storage.path(), name, damage->file),
               .system_errno = damage->system_errno};
-  if (!is_damage(error)) return failure(std::move(error));
+  if (!may_be_given_up(error)) return failure(std::move(error));
   return damage->message;
 }
 
@@ -326,7 +326,7 @@ Status Committer::become_writer() {
                               storage_->lock(options_.opened_at));
   STRANDLINE_ASSIGN_OR_RETURN(const Catalog catalog, Catalog::read(*storage_));
   for (const StepEntry& entry : catalog.entries()) {
-    if (entry.error && !is_damage(*entry.error)) return failure(unknown_step(entry));
+    if (entry.error && !may_be_given_up(*entry.error)) return failure(unknown_step(entry));
   }
   STRANDLINE_ASSIGN_OR_RETURN(const std::vector<std::string> names, storage_->list());
   // Sweeping is a courtesy: what cannot be removed now is tried again by the next writer.
@@ -359,7 +359,7 @@ Result<std::vector<std::string>> Committer::check_existing(
   std::vector<std::string> warnings;
   if (std::binary_search(names.begin(), names.end(), final_name)) {
     STRANDLINE_RETURN_IF_ERROR(check_not_foreign(*storage_, final_name));
-    warnings = added_files(*storage_, final_name);
+    warnings = warn_of_added_files(*storage_, final_name);
   }
   if (overwrite) return warnings;
   const bool taken = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
@@ -370,7 +370,8 @@ Result<std::vector<std::string>> Committer::check_existing(
   const StepEntry* existing = catalog.find(step);
   if (existing == nullptr) return warnings;
   const std::string where = storage_->path() + "/" + existing->name;
-  if (existing->error && !is_damage(*existing->error)) return failure(unknown_step(*existing));
+  if (existing->error && !may_be_given_up(*existing->error))
+    return failure(unknown_step(*existing));
   const auto replaced = [&](const std::string& why) {
     warnings.push_back(fmt::format("step {} ('{}') {}", step, where, why));
     return warnings;
